@@ -1,0 +1,46 @@
+"""What every settings class shares: closed, frozen and strict."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+Factory = Annotated[
+    str,
+    Field(
+        min_length=3,
+        description="Where the model comes from: 'cifar:resnet56', 'torchvision:resnet18', 'timm:resnet18', "
+        "'package.module:callable' or 'path/to/file.py:callable' (relative to the pipeline file).",
+    ),
+]
+
+
+class Config(BaseModel):
+    """Base of all settings: unknown keys are errors, nothing is coerced, nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class OneOf(Config):
+    """A mapping with exactly one key, such as `{kd: {temperature: 4.0}}`: the key says which settings follow."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if sum(getattr(self, name) is not None for name in type(self).model_fields) != 1:
+            raise ValueError(f"must have exactly one key of: {', '.join(type(self).model_fields)}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """The one key that is set."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+    @property
+    def settings(self) -> Any:
+        """What stands under the one key."""
+        return getattr(self, self.kind)

@@ -1,0 +1,138 @@
+"""Settings of the data: where it comes from, how it is split, normalised and augmented."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from compress.config.base import Config, OpenFraction
+
+Channels = Literal[1, 3]
+ImageSize = Annotated[int, Field(ge=1, le=4096, description="Height and width of the model's input, pixels.")]
+
+
+class Validation(Config):
+    """Where the validation split comes from. Every decision of the pipeline reads this split and no other."""
+
+    source: Literal["train", "test", "given"] = Field(
+        default="train",
+        alias="from",
+        description="'train' and 'test' split it off that set (seeded, stratified); 'given' takes the data's own. "
+        "Use 'test' or 'given' when the source model was trained on all of train.",
+    )
+    size: int | OpenFraction = Field(
+        default=0.15, description="Samples (a whole number) or fraction of the set it is split off; unused for 'given'."
+    )
+
+    @model_validator(mode="after")
+    def _positive(self) -> Self:
+        if self.size <= 0:
+            raise ValueError(f"size must be positive, got {self.size}")
+        return self
+
+
+class Normalize(Config):
+    """Per-channel mean and standard deviation on inputs scaled to [0, 1]."""
+
+    mean: tuple[float, ...] = Field(min_length=1, description="One value per channel, in units of inputs in [0, 1].")
+    std: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(min_length=1, description="One value per channel, > 0.")
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}; they must agree")
+        return self
+
+
+class Augment(Config):
+    """Random changes to training images, drawn anew each epoch."""
+
+    crop: int = Field(default=0, ge=0, description="Shift by up to this many pixels (pad with the mean, crop back).")
+    flip: bool = Field(default=False, description="Mirror left to right half of the time.")
+
+
+class DataConfig(Config):
+    """What all kinds of data share."""
+
+    normalize: Normalize | None = Field(
+        default=None, description="Mean and standard deviation; measured on the training split when left out."
+    )
+    augment: Augment = Augment()
+    validation: Validation = Validation()
+
+
+class DigitsConfig(DataConfig):
+    """scikit-learn's bundled 1,797 real handwritten digits (8x8, UCI), resized; needs no download."""
+
+    kind: Literal["digits"]
+    image_size: ImageSize = 32
+    channels: Channels = Field(default=3, description="3 repeats the grey image, as most image networks expect.")
+    test: OpenFraction = Field(default=0.2, description="Fraction of all digits kept for the test split.")
+
+
+class ArraysConfig(DataConfig):
+    """Arrays on disk: `<split>_images.npy` and `<split>_labels.npy` in a folder, or the same names in one `.npz`."""
+
+    kind: Literal["arrays"]
+    root: Path = Field(description="A folder of .npy files, or one .npz file.")
+    inputs: str = Field(
+        default="{split}_images", description="Array name of the inputs; {split} is train, validation or test."
+    )
+    labels: str = Field(default="{split}_labels", description="Array name of the labels, integers from 0.")
+    layout: Literal["auto", "nhwc", "nchw", "any"] = Field(
+        default="auto",
+        description="Axis order of images; 'any' passes tensors of any shape through; 'auto' tells by the shape.",
+    )
+    classes: tuple[str, ...] | None = Field(default=None, description="Class names; '0', '1', … when left out.")
+    test: OpenFraction = Field(default=0.2, description="Fraction of train split off where there is no test array.")
+
+
+class ImageFolderConfig(DataConfig):
+    """Image files in one folder per class, in one folder per split: `root/train/cat/1.jpg`."""
+
+    kind: Literal["image_folder"]
+    root: Path = Field(description="Folder that holds the split folders.")
+    train: str = Field(default="train", description="Folder name of the training images.")
+    test: str | None = Field(default="test", description="Folder name of the test images; null splits them off train.")
+    given: str | None = Field(
+        default=None, description="Folder name of validation images, for validation: {from: given}."
+    )
+    image_size: ImageSize = 224
+    resize: int | None = Field(
+        default=None, ge=1, le=8192, description="Shorter side before the centre crop, pixels; image_size / 0.875."
+    )
+    channels: Channels = 3
+    test_size: OpenFraction = Field(default=0.2, description="Fraction of train split off where test is null.")
+    workers: int = Field(default=2, ge=0, le=64, description="Processes that decode images; 0 decodes in the run's.")
+
+
+class TorchvisionConfig(DataConfig):
+    """One of torchvision's classification sets, by its class name."""
+
+    kind: Literal["torchvision"]
+    name: str = Field(min_length=1, description="Class name in torchvision.datasets, such as CIFAR10 or FashionMNIST.")
+    root: Path = Field(description="Folder where torchvision keeps or puts the files.")
+    download: bool = Field(default=False, description="Fetch the files when they are not in root.")
+    image_size: ImageSize | None = Field(default=None, description="Resize to this; the set's own size when left out.")
+    channels: Channels = 3
+    test: OpenFraction = Field(default=0.2, description="Fraction of train split off where the set has no test split.")
+
+
+class PythonConfig(DataConfig):
+    """Your own data: a callable that returns the splits."""
+
+    kind: Literal["python"]
+    callable: str = Field(
+        pattern=r"^[^:]+:[A-Za-z_]\w*$",
+        description="'package.module:function' or 'path/to/file.py:function'; returns a mapping with 'train' "
+        "and optionally 'validation', 'test' (each a pair of arrays or a map-style dataset) and 'classes'.",
+    )
+    kwargs: dict[str, str | int | float | bool | None] = Field(default={}, description="Arguments of the callable.")
+    test: OpenFraction = Field(default=0.2, description="Fraction of train split off where 'test' is not returned.")
+
+
+AnyDataConfig = Annotated[
+    DigitsConfig | ArraysConfig | ImageFolderConfig | TorchvisionConfig | PythonConfig, Field(discriminator="kind")
+]

@@ -1,0 +1,69 @@
+"""The pipeline file as a whole."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from compress.config.base import Config
+from compress.config.data import AnyDataConfig
+from compress.config.stages import ModelConfig, StageEntry
+
+
+class LatencyConfig(Config):
+    """How latency is measured at the end of a run, for all rows together."""
+
+    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(1,), min_length=1, description="Samples per call."
+    )
+    threads: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(1, 2), min_length=1, description="Threads of ONNX Runtime's CPU provider."
+    )
+    rounds: int = Field(default=10, ge=3, le=1000, description="Alternating rounds over all variants.")
+    seconds: float = Field(
+        default=0.05, gt=0.0, le=60.0, description="Least time measured per variant and round, seconds."
+    )
+
+
+class BenchConfig(Config):
+    """What is measured."""
+
+    batch_size: int = Field(default=256, ge=1, description="Samples per call while measuring accuracy.")
+    latency: LatencyConfig | None = Field(default=LatencyConfig(), description="null measures no latency.")
+
+
+class BudgetConfig(Config):
+    """What the result may cost; a run that misses it ends with exit code 1."""
+
+    accuracy_drop: float = Field(
+        ge=0.0,
+        le=100.0,
+        description="Largest loss of validation accuracy of the artifact against the reference model, points.",
+    )
+
+
+class Pipeline(Config):
+    """A pipeline file: data, source model, stages in order, and what the result may cost."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="Names the run folder: letters, digits, '_', '-', '.'."
+    )
+    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="Seeds splits, initialisation, order and augmentation.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where training runs; 'auto' is CUDA where the driver finds a device."
+    )
+    threads: int | None = Field(
+        default=None, ge=1, le=1024, description="CPU threads of training; all cores of the process when left out."
+    )
+    data: AnyDataConfig
+    model: ModelConfig = Field(description="The source model, as it comes.")
+    stages: tuple[StageEntry, ...] = Field(default=(), description="Stages in the order they run.")
+    budget: BudgetConfig | None = None
+    bench: BenchConfig = BenchConfig()
+
+    @model_validator(mode="after")
+    def _validation_exists(self) -> Self:
+        if self.data.validation.source == "given" and self.data.kind in ("digits", "torchvision"):
+            raise ValueError(f"data.validation.from: '{self.data.kind}' brings no validation split; use 'train' or 'test'")
+        return self
