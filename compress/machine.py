@@ -9,6 +9,27 @@ import os
 import platform
 from pathlib import Path
 
+INTERESTING_FLAGS = frozenset(
+    [
+        "avx",
+        "avx2",
+        "avx512f",
+        "avx512_vnni",
+        "avx_vnni",
+        "avx512_bf16",
+        "amx_bf16",
+        "amx_int8",
+        "fma",
+        "asimd",
+        "asimddp",
+        "asimdhp",
+        "i8mm",
+        "bf16",
+        "sve",
+    ]
+)
+"""Instruction sets that decide how fast and how exact a model runs."""
+
 
 @functools.cache
 def cpu_flags() -> frozenset[str]:

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from compress.errors import CompressError
 
 VERSION = 1
+METRICS = "metrics.json"
+"""File beside a checkpoint that holds its `Measurement`."""
 
 
 class Record(BaseModel):
@@ -54,6 +56,23 @@ class Latency(Record):
     p90_ms: float
     p99_ms: float
     runs: int
+
+
+class Measurement(Record):
+    """What bench measured of one checkpoint; kept beside it as `metrics.json`."""
+
+    key: dict[str, JsonValue]
+    """All that could change it."""
+    precision: Literal["fp32", "int8"]
+    accuracy: SplitAccuracy
+    correct: dict[str, str]
+    """By split, a bit per sample, most significant first, hexadecimal: what paired comparisons need."""
+    parameters: int
+    macs: int
+    model: str
+    """The ONNX file, in the checkpoint's folder, whose size and latency count."""
+    size_bytes: int
+    sha256: str
 
 
 class Row(Record):

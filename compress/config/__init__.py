@@ -13,7 +13,7 @@ from compress.config.data import (
     TorchvisionConfig,
     Validation,
 )
-from compress.config.load import is_weights_file, load_pipeline
+from compress.config.load import load_pipeline
 from compress.config.pipeline import BenchConfig, BudgetConfig, LatencyConfig, Pipeline
 from compress.config.stages import (
     STAGE_CONFIGS,
@@ -68,6 +68,5 @@ __all__ = [
     "TrainConfig",
     "TrainingConfig",
     "Validation",
-    "is_weights_file",
     "load_pipeline",
 ]

@@ -20,6 +20,7 @@ from compress.config.base import Config
 from compress.config.pipeline import Pipeline
 from compress.config.stages import STAGE_CONFIGS, ModelConfig
 from compress.errors import ConfigError, Problem, listed, nearest
+from compress.files import is_weights_file
 
 MAX_FILE_BYTES = 1 << 20
 Location = tuple[str | int, ...]
@@ -115,7 +116,7 @@ def _not_plain(node: Any, path: Path, at: Location = (), line: int = 1) -> Itera
 
 
 def _plain(node: Any) -> Any:
-    """ruamel's round-trip types as Python's own; a list item such as `- prune:` means `- prune: {}`."""
+    """Ruamel's round-trip types as Python's own; a list item such as `- prune:` means `- prune: {}`."""
     if isinstance(node, dict):
         return {str(key): _plain(value) for key, value in node.items()}
     if isinstance(node, list):
@@ -217,10 +218,9 @@ def _locate(document: CommentedMap, location: Location) -> tuple[int, Location]:
     line = 1
     keys: list[str | int] = []
     for part in location:
-        if isinstance(node, dict) and part in node:
-            line, node = _key_line(node, part, line), node[part]
-            keys.append(part)
-        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+        if (isinstance(node, dict) and part in node) or (
+            isinstance(node, list) and isinstance(part, int) and part < len(node)
+        ):
             line, node = _key_line(node, part, line), node[part]
             keys.append(part)
         elif part in ("digits", "arrays", "image_folder", "torchvision", "python") and keys == ["data"]:
@@ -307,11 +307,6 @@ def _with_absolute_paths(config: Config, base: Path, overridden: set[Location], 
         if new != value:
             changed[name] = new
     return config.model_copy(update=changed) if changed else config
-
-
-def is_weights_file(weights: str) -> bool:
-    """Whether `weights` names a file rather than published weights."""
-    return weights.endswith((".safetensors", ".pth", ".pt", ".bin")) or "/" in weights or os.sep in weights
 
 
 def _dotted(keys: Location) -> str:

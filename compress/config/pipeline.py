@@ -47,9 +47,12 @@ class Pipeline(Config):
     """A pipeline file: data, source model, stages in order, and what the result may cost."""
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="Names the run folder: letters, digits, '_', '-', '.'."
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
+        description="Names the run folder: letters, digits, '_', '-', '.'.",
     )
-    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="Seeds splits, initialisation, order and augmentation.")
+    seed: int = Field(
+        default=0, ge=0, le=2**31 - 1, description="Seeds splits, initialisation, order and augmentation."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where training runs; 'auto' is CUDA where the driver finds a device."
     )
@@ -65,5 +68,7 @@ class Pipeline(Config):
     @model_validator(mode="after")
     def _validation_exists(self) -> Self:
         if self.data.validation.source == "given" and self.data.kind in ("digits", "torchvision"):
-            raise ValueError(f"data.validation.from: '{self.data.kind}' brings no validation split; use 'train' or 'test'")
+            raise ValueError(
+                f"data.validation.from: '{self.data.kind}' brings no validation split; use 'train' or 'test'"
+            )
         return self

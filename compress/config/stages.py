@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from compress.config.base import Config, Factory, Fraction, OneOf, OpenFraction
 
@@ -30,7 +30,9 @@ class StudentConfig(ModelConfig):
 class KDLossConfig(Config):
     """Soft labels: T² · KL(teacher ‖ student) at temperature T (Hinton et al. 2015, arXiv:1503.02531)."""
 
-    temperature: float = Field(default=4.0, gt=0.0, le=1000.0, description="T: higher shows more of the dark knowledge.")
+    temperature: float = Field(
+        default=4.0, gt=0.0, le=1000.0, description="T: higher shows more of the dark knowledge."
+    )
     weight: float = Field(default=0.9, gt=0.0, description="Factor of this term.")
 
 
@@ -85,6 +87,14 @@ class TrainConfig(StageConfig, TrainingConfig):
 
     losses: Losses = (LossEntry(labels=LabelLossConfig(weight=1.0)),)
 
+    @model_validator(mode="after")
+    def _no_teacher(self) -> Self:
+        if any(entry.kd is not None for entry in self.losses):
+            raise ValueError(
+                "losses: 'train' has no teacher, so 'kd' cannot be used; use 'labels', or the stage 'distill'"
+            )
+        return self
+
 
 class DistillConfig(StageConfig, TrainingConfig):
     """`distill`: train a smaller student on what the model before this stage, its teacher, answers."""
@@ -107,7 +117,9 @@ class PruneTarget(OneOf):
 
     macs: OpenFraction | None = Field(default=None, description="Fraction of the multiply-accumulates that remains.")
     parameters: OpenFraction | None = Field(default=None, description="Fraction of the parameters that remains.")
-    ratio: OpenFraction | None = Field(default=None, description="Fraction of the channels of every group that is removed.")
+    ratio: OpenFraction | None = Field(
+        default=None, description="Fraction of the channels of every group that is removed."
+    )
 
 
 class PruneConfig(StageConfig):
@@ -120,14 +132,18 @@ class PruneConfig(StageConfig):
     protect: tuple[str, ...] = Field(
         default=(), description="Layer names, with * and ?, whose output channels stay as they are."
     )
-    recovery: RecoveryConfig | None = Field(default=RecoveryConfig(), description="null leaves the accuracy as it falls.")
+    recovery: RecoveryConfig | None = Field(
+        default=RecoveryConfig(), description="null leaves the accuracy as it falls."
+    )
 
 
 class FactorizeTarget(OneOf):
     """How far to factorize."""
 
     macs: OpenFraction | None = Field(default=None, description="Fraction of the multiply-accumulates that remains.")
-    energy: OpenFraction | None = Field(default=None, description="Fraction of each layer's squared singular values kept.")
+    energy: OpenFraction | None = Field(
+        default=None, description="Fraction of each layer's squared singular values kept."
+    )
     ratio: OpenFraction | None = Field(default=None, description="Fraction of each layer's full rank kept.")
 
 
@@ -144,7 +160,9 @@ class CalibrationConfig(Config):
     """How the ranges of the activations are found."""
 
     samples: int = Field(default=256, ge=1, description="Training samples, stratified by class, not augmented.")
-    method: Literal["minmax"] = Field(default="minmax", description="Ranges from the smallest to the largest value seen.")
+    method: Literal["minmax"] = Field(
+        default="minmax", description="Ranges from the smallest to the largest value seen."
+    )
     chunk: int = Field(default=32, ge=1, description="Samples held in memory at a time.")
 
 
@@ -172,7 +190,8 @@ class ExportConfig(StageConfig):
         default=1e-4, gt=0.0, description="Largest difference of the fp32 file's outputs, relative to their magnitude."
     )
     agreement: Fraction = Field(
-        default=1.0, description="Fraction of validation samples on which the exported int8 file answers as the checkpoint."
+        default=0.8,
+        description="Least fraction of validation samples on which the int8 file answers as its float weights.",
     )
 
 

@@ -1,0 +1,1 @@
+"""Data: from folders, arrays, torchvision or your own callable to three splits of normalised batches."""

@@ -1,0 +1,220 @@
+"""A model on disk: architecture, edits and weights as data, read strictly, without pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from pydantic import JsonValue
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from compress import manifest, surgery
+from compress.edits import Edit
+from compress.errors import CheckpointError, CompressError, ModelError
+from compress.files import new_folder, readable_json
+from compress.manifest import HistoryEntry, InputRecord, Manifest
+from compress.models.factory import Arch, create_empty
+from compress.models.weights import load_state
+
+Form = str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder that was read and found whole."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that decides what the model computes."""
+        return self.manifest.digest
+
+    @property
+    def arch(self) -> Arch:
+        """The architecture before any edit."""
+        return Arch(self.manifest.arch.factory, self.manifest.arch.kwargs)
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """What surgery did to it since."""
+        return self.manifest.edits
+
+    @property
+    def form(self) -> Form:
+        """'float', 'int8' or 'exported'."""
+        return self.manifest.form
+
+    @property
+    def inputs(self) -> InputRecord:
+        """What the model takes and answers."""
+        return self.manifest.inputs
+
+    @property
+    def history(self) -> tuple[HistoryEntry, ...]:
+        """The stages that made it, oldest first."""
+        return self.manifest.history
+
+    def file(self, name: str) -> Path | None:
+        """Path of one of its files, None where it has none of that name."""
+        return self.path / name if name in self.manifest.files else None
+
+    def build(self, trusted: Collection[str] = ()) -> nn.Module:
+        """The float model with its weights, in evaluation mode, bit for bit the one that was saved.
+
+        Args:
+            trusted: names of factories outside this package that may run code; built-in ones need no trust.
+
+        Raises:
+            CheckpointError: where its code is not trusted or its content does not fit together.
+            ModelError: where its factory does not exist here.
+        """
+        model = create_empty(self.arch, trusted=trusted)
+        surgery.apply_all(model, self.edits)
+        path = self.path / manifest.WEIGHTS
+        try:
+            state: dict[str, Tensor] = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}") from None
+        try:
+            _tie(model, self.manifest.aliases)
+            state |= {alias: state[name] for alias, name in self.manifest.aliases.items() if name in state}
+            load_state(model, state, str(path), assign=True)
+            _tie(model, self.manifest.aliases)
+        except ModelError as error:
+            raise CheckpointError(str(error)) from None
+        empty = [name for name, tensor in _named_tensors(model) if tensor.is_meta]
+        if empty:
+            raise CheckpointError(f"{path}: brings no values for '{empty[0]}'")
+        if self.manifest.memory_format == "channels_last":
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this form
+        return model.eval()
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A model that is to become a checkpoint: what a stage hands back."""
+
+    arch: Arch
+    edits: tuple[Edit, ...]
+    model: nn.Module
+    form: Form = "float"
+    quantization: Mapping[str, JsonValue] | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """Further files by name, such as `model.onnx`."""
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    training: tuple[dict[str, float | int], ...] = ()
+
+
+def save(
+    path: Path,
+    draft: Draft,
+    *,
+    inputs: InputRecord,
+    history: tuple[HistoryEntry, ...],
+    key: Mapping[str, JsonValue],
+) -> Checkpoint:
+    """Write a checkpoint folder, whole or not at all.
+
+    Args:
+        path: the folder to make; one that was there is replaced.
+        draft: model and edits.
+        inputs: what the model takes and answers.
+        history: the stages that made it, this one last.
+        key: all that could change it.
+
+    Raises:
+        CompressError: where it cannot be written.
+        ModelError: where a tensor of the model is not finite.
+    """
+    layout = _memory_format(draft.model)
+    if layout == "channels_last":
+        # One layout throughout, so that the model in memory computes to the bit what the reloaded one will.
+        draft.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this form
+    tensors, aliases = _state(draft.model)
+    _check_finite(tensors)
+    with new_folder(path) as folder:
+        try:
+            save_file(tensors, folder / manifest.WEIGHTS)
+        except SafetensorError as error:
+            raise CompressError(f"{path}: cannot be written: {error}") from error
+        if draft.quantization is not None:
+            (folder / manifest.QUANTIZATION).write_bytes(readable_json(draft.quantization))
+        for name, content in draft.files.items():
+            (folder / name).write_bytes(content)
+        record = manifest.seal(
+            {
+                "arch": {"factory": draft.arch.factory, "kwargs": dict(draft.arch.kwargs)},
+                "edits": draft.edits,
+                "form": draft.form,
+                "memory_format": layout,
+                "aliases": aliases,
+                "inputs": inputs,
+                "history": history,
+                "key": key,
+                "files": {file.name: manifest.describe_file(file) for file in sorted(folder.iterdir())},
+            }
+        )
+        (folder / manifest.FILE_NAME).write_bytes(manifest.dump(record))
+    return Checkpoint(path, record)
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Read a checkpoint folder and check each of its files.
+
+    Raises:
+        CheckpointError: naming the first bad file or key.
+    """
+    folder = Path(path)
+    record = manifest.read(folder)
+    manifest.verify(folder, record)
+    return Checkpoint(folder, record)
+
+
+def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+
+
+def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Contiguous CPU tensors by name, and the names of tied ones: alias to saved name."""
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) in first:
+            aliases[name] = first[id(tensor)]
+            continue
+        first[id(tensor)] = name
+        tensors[name] = tensor.detach().cpu().contiguous().clone()
+    return tensors, aliases
+
+
+def _tie(model: nn.Module, aliases: Mapping[str, str]) -> None:
+    for alias, name in aliases.items():
+        try:
+            path, _, leaf = name.rpartition(".")
+            tensor = getattr(model.get_submodule(path), leaf)
+            path, _, leaf = alias.rpartition(".")
+            setattr(model.get_submodule(path), leaf, tensor)
+        except AttributeError:
+            raise CheckpointError(f"the manifest ties '{alias}' to '{name}', which the model does not have") from None
+
+
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"the model's tensor '{name}' holds values that are not finite; training diverged?")
+
+
+def _memory_format(model: nn.Module) -> str:
+    for parameter in model.parameters():
+        if parameter.dim() == 4 and not parameter.is_contiguous():
+            if parameter.is_contiguous(memory_format=torch.channels_last):
+                return "channels_last"
+    return "contiguous"

@@ -1,0 +1,166 @@
+"""How a run looks on a terminal, and how in a log."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.text import Text
+
+from compress.events import EpochResult
+from compress.results import Results, Row
+
+_LOG_EVERY_SECONDS = 15.0
+
+
+class Terminal:
+    """A `Progress` for people: finished stages scroll by, the running one is live below them.
+
+    Where the output is no terminal, each event is one plain line and bars are left out.
+    """
+
+    def __init__(self, console: Console) -> None:
+        """Write to `console`."""
+        self._console = console
+        self._bars = Bars(
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._live = (
+            Live(self._bars, console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
+        )
+        self._task: TaskID | None = None
+        self._stage = ""
+        self._epochs: tuple[int, int] = (0, 0)
+        self._last_log = 0.0
+        self._work_started = time.monotonic()
+        self._what = ""
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.__exit__(kind, error, trace)
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=not self._console.is_terminal)
+
+    def stage_started(self, name: str, position: int, total: int, reason: str) -> None:
+        """A heading with the reason."""
+        self._stage = name
+        self._print(f"[bold]{position}/{total} {escape(name)}[/bold]  [dim]{escape(reason)}[/dim]")
+
+    def stage_cached(self, name: str, position: int, total: int) -> None:
+        """One line."""
+        self._stage = name
+        self._print(f"[bold]{position}/{total} {escape(name)}[/bold]  [green]cached[/green]")
+
+    def stage_finished(self, name: str, seconds: float, summary: str) -> None:
+        """One line with what bench measured."""
+        self._drop_bar()
+        self._print(f"  [green]done[/green] in {_duration(seconds)}: {escape(summary)}")
+
+    def work(self, what: str, done: int, total: int, detail: str = "") -> None:
+        """Move the bar; in a log, a line now and then."""
+        if what != self._what:
+            self._what, self._work_started, self._last_log = what, time.monotonic(), time.monotonic()
+            self._drop_bar()
+        elapsed = time.monotonic() - self._work_started
+        rate = f"{done / elapsed:,.1f}/s" if elapsed > 0.2 else ""
+        if self._live is not None:
+            label = f"{self._stage}: {what}{f' ({detail})' if detail else ''}"
+            if self._task is None:
+                self._task = self._bars.add_task(escape(label), total=total or None, rate=rate)
+            self._bars.update(self._task, completed=done, total=total or None, description=escape(label), rate=rate)
+            if done == total:
+                self._drop_bar()
+        elif time.monotonic() - self._last_log > _LOG_EVERY_SECONDS:
+            self._last_log = time.monotonic()
+            self._print(f"  {escape(what)}: {done} of {total} {rate}")
+
+    def epoch(self, result: EpochResult) -> None:
+        """A line per epoch: loss, accuracy, rate, time left."""
+        self._drop_bar()
+        left = (result.epochs - result.epoch) * result.seconds
+        self._print(
+            f"  epoch {result.epoch:>3}/{result.epochs}  loss {result.loss:.4f}  "
+            f"validation {result.validation_percent:6.2f} %  {result.samples_per_second:,.0f} samples/s  "
+            f"{_duration(result.seconds)}, {_duration(left)} left"
+        )
+
+    def note(self, text: str) -> None:
+        """A line."""
+        self._print(f"  {escape(text)}")
+
+    def warn(self, text: str) -> None:
+        """A line that stands out."""
+        self._drop_bar()
+        self._print(f"  [yellow]warning:[/yellow] {escape(text)}")
+
+    def _drop_bar(self) -> None:
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+            self._task = None
+
+
+def results_table(results: Results) -> RenderableType:
+    """The rows of a run as a table for the terminal."""
+    table = Table(title=escape(results.name), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for heading in ("stage", "validation %", "test %", "parameters", "M MACs", "size KB"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    settings = [(entry.batch_size, entry.threads) for entry in results.rows[-1].latency]
+    for batch_size, threads in settings:
+        table.add_column(f"ms, batch {batch_size}, {threads} thr.", justify="right")
+    reference = results.reference_row()
+    for row in results.rows:
+        marked = f"{row.stage} (reference)" if row.stage == results.reference else row.stage
+        times = {(entry.batch_size, entry.threads): entry.median_ms for entry in row.latency}
+        table.add_row(
+            escape(marked),
+            f"{row.accuracy.validation.percent:.2f}",
+            f"{row.accuracy.test.percent:.2f}",
+            f"{row.parameters:,}",
+            f"{row.macs / 1e6:.2f}",
+            f"{row.size_bytes / 1e3:,.1f}",
+            *(f"{times[setting]:.3f}" if setting in times else "—" for setting in settings),
+        )
+    return Group(table, Text(_ratios(reference, results.rows[-1])))
+
+
+def _ratios(reference: Row, last: Row) -> str:
+    if reference is last:
+        return ""
+    parts = [f"{reference.size_bytes / last.size_bytes:.1f}× smaller"]
+    before = {(entry.batch_size, entry.threads): entry.median_ms for entry in reference.latency}
+    for entry in last.latency:
+        if (entry.batch_size, entry.threads) in before:
+            ratio = before[entry.batch_size, entry.threads] / entry.median_ms
+            parts.append(f"{ratio:.1f}× faster at batch {entry.batch_size} with {entry.threads} threads")
+    points = last.accuracy.test.percent - reference.accuracy.test.percent
+    parts.append(f"{points:+.2f} points on test")
+    return f"against '{reference.stage}': {', '.join(parts)}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

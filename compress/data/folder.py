@@ -1,0 +1,180 @@
+"""Image files in one folder per class, decoded batch by batch by worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from compress.config.data import Augment, ImageFolderConfig
+from compress.data.base import Batch
+from compress.data.files import IMAGE_EXTENSIONS, class_folders, image_files, split_folders
+from compress.data.images import Pixels, centre, open_image, pixels, random_crop
+from compress.data.normalise import normalise
+from compress.data.splits import Indices, Part
+from compress.errors import DataError
+from compress.machine import cores
+
+
+@dataclass(frozen=True)
+class View:
+    """How files become inputs: `size`×`size` pixels of `channels`, cut from images whose shorter side is `resize`."""
+
+    size: int
+    resize: int
+    channels: int
+    workers: int
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Image files of each set with their labels, not yet laid out as splits."""
+
+    classes: tuple[str, ...]
+    labels: Mapping[str, Indices]
+    paths: Mapping[str, Sequence[Path]]
+    view: View
+    is_image: bool = True
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(channels, size, size)."""
+        return (self.view.channels, self.view.size, self.view.size)
+
+    def split(
+        self, name: str, part: Part, mean: tuple[float, ...], std: tuple[float, ...], augment: Augment
+    ) -> FolderSplit:
+        """One split; `mean` and `std` empty: not normalised."""
+        paths = [self.paths[part.origin][i] for i in part.indices]
+        return FolderSplit(name, paths, self.labels[part.origin][part.indices], self.view, (mean, std), augment)
+
+
+def read_folders(config: ImageFolderConfig) -> FolderSource:
+    """List the images of each split folder; nothing is decoded yet.
+
+    Raises:
+        DataError: a class without images, or a resize too small for the crop.
+    """
+    resize = config.resize or round(config.image_size / 0.875)
+    if resize < config.image_size:
+        raise DataError(f"data.resize: must be at least image_size ({config.image_size}), got {resize}")
+    classes: tuple[str, ...] = ()
+    paths: dict[str, list[Path]] = {}
+    labels: dict[str, Indices] = {}
+    for split, (key, folder) in split_folders(config).items():
+        classes = tuple(class_folders(folder))
+        found = [image_files(folder / name) for name in classes]
+        for name, files in zip(classes, found, strict=True):
+            if not files:
+                endings = ", ".join(IMAGE_EXTENSIONS)
+                raise DataError(f"data.{key}: class folder {folder / name} holds no image (accepted: {endings})")
+        paths[split] = [path for files in found for path in files]
+        labels[split] = np.repeat(np.arange(len(classes)), [len(files) for files in found])
+    return FolderSource(classes, labels, paths, View(config.image_size, resize, config.channels, config.workers))
+
+
+class FolderSplit:
+    """Image files with labels; a `compress.data.base.Split`."""
+
+    def __init__(
+        self,
+        name: str,
+        paths: Sequence[Path],
+        labels: Indices,
+        view: View,
+        statistics: tuple[tuple[float, ...], tuple[float, ...]],
+        augment: Augment,
+    ) -> None:
+        self.name = name
+        self.labels = torch.from_numpy(labels)
+        self._paths, self._view, self._statistics, self._augment = paths, view, statistics, augment
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self._paths)
+
+    def batches(self, batch_size: int, *, seed: int | None = None, drop_last: bool = False) -> Iterator[Batch]:
+        """See `compress.data.base.Split`.
+
+        Every image is drawn from its own stream of (seed, position), so that neither the batch size nor the number of
+        workers changes it. With `augment.crop` 0 the crop stays central; any crop above 0 turns on the random resized
+        crop, whatever its number of pixels.
+        """
+        assert batch_size >= 1
+        order = torch.arange(len(self))
+        if seed is not None:
+            order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        end = len(order) - len(order) % batch_size if drop_last else len(order)
+        groups = [order[start : min(start + batch_size, end)] for start in range(0, end, batch_size)]
+        decoder = _Decoder(self._paths, self._view, self._augment, seed)
+        for group, images in zip(groups, _decoded(decoder, groups, self._view.workers), strict=True):
+            inputs = torch.from_numpy(images).to(torch.float32).div_(255)
+            if self._statistics[0]:
+                inputs = normalise(inputs, *self._statistics)
+            yield Batch(inputs, self.labels[group])
+
+    def take(self, indices: Sequence[int]) -> FolderSplit:
+        """The samples at `indices`, in that order, never augmented."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        paths = [self._paths[i] for i in chosen]
+        return FolderSplit(self.name, paths, self.labels.numpy()[chosen], self._view, self._statistics, Augment())
+
+
+class _Decoder(Dataset[Pixels | DataError]):
+    """Decodes and crops the image at a position; runs in the workers."""
+
+    def __init__(self, paths: Sequence[Path], view: View, augment: Augment, seed: int | None) -> None:
+        self._paths, self._view, self._augment, self._seed = paths, view, augment, seed
+
+    def __getitem__(self, index: int) -> Pixels | DataError:
+        view = self._view
+        try:
+            image = open_image(self._paths[index], view.channels)
+        except DataError as error:
+            return error  # a worker that raises would put its traceback into the message
+        rng = None if self._seed is None else np.random.default_rng([self._seed, index])
+        if rng is not None and self._augment.crop > 0:
+            image = random_crop(image, view.size, rng)
+        else:
+            image = centre(image, view.resize, view.size)
+        found = pixels(image)
+        mirror = rng is not None and self._augment.flip and rng.random() < 0.5
+        return np.ascontiguousarray(found[:, :, ::-1]) if mirror else found
+
+
+def _stack(images: list[Pixels | DataError]) -> npt.NDArray[np.uint8] | DataError:
+    """Images (c, h, w) of a batch as (n, c, h, w), or the first error among them."""
+    for image in images:
+        if isinstance(image, DataError):
+            return image
+    return np.stack([image for image in images if not isinstance(image, DataError)])
+
+
+def _decoded(decoder: _Decoder, groups: list[torch.Tensor], workers: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """Batches of pixels (n, c, h, w).
+
+    They leave the workers as arrays, not as tensors: tensors travel through shared memory, of which a container has
+    64 MB unless told otherwise.
+    """
+    loader: DataLoader[Pixels | DataError] = DataLoader(
+        decoder,
+        batch_sampler=[group.tolist() for group in groups],
+        num_workers=min(workers, len(groups), cores()),
+        collate_fn=_stack,
+        generator=torch.Generator().manual_seed(0),  # the global one must not move
+    )
+    try:
+        for images in loader:
+            if isinstance(images, DataError):
+                raise images
+            yield images
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise DataError(f"data.workers: a worker process died ({reason}); try `workers: 0`") from None

@@ -1,0 +1,143 @@
+"""From the settings of the data to its three splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from compress.config.data import (
+    AnyDataConfig,
+    ArraysConfig,
+    Augment,
+    DigitsConfig,
+    ImageFolderConfig,
+    PythonConfig,
+    TorchvisionConfig,
+)
+from compress.data.base import Dataset, Split
+from compress.data.fingerprint import missing
+from compress.data.normalise import Statistics, measure
+from compress.data.splits import Indices, Part, divide, stratified_sample
+from compress.errors import DataError
+
+_MEASURED_FILES = 1000
+_MEASURE_BATCH = 256
+
+
+class Source(Protocol):
+    """Sets of samples that are not yet laid out as splits."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, by label."""
+
+    @property
+    def labels(self) -> Mapping[str, Indices]:
+        """Per set ('train', and where there are such 'validation' and 'test'): int64, shape (n,)."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample; (c, h, w) for images."""
+
+    @property
+    def is_image(self) -> bool:
+        """Whether inputs are images in [0, 1], to be normalised and augmented."""
+
+    def split(self, name: str, part: Part, mean: tuple[float, ...], std: tuple[float, ...], augment: Augment) -> Split:
+        """One split; `mean` and `std` empty: not normalised."""
+
+
+def load_data(config: AnyDataConfig, seed: int) -> Dataset:
+    """Read the data, split it, and measure its mean and standard deviation where they are not given.
+
+    Args:
+        config: settings of any kind of data; relative paths are relative to the working directory.
+        seed: seeds which samples go to which split, from 0; the same seed gives the same splits.
+
+    Raises:
+        DataError: anything about the data that does not fit; names the key, and the file or the first bad index.
+    """
+    problems = missing(config)
+    if problems:
+        raise DataError("\n".join(str(problem) for problem in problems))
+    source = _open(config)
+    _check_settings(config, source)
+    test = config.test_size if isinstance(config, ImageFolderConfig) else config.test
+    parts = divide(source.labels, config.validation, test, seed, source.classes)
+    _check_classes(source, parts)
+    mean, std = _statistics(config, source, parts["train"], seed)
+    return Dataset(
+        classes=source.classes,
+        input_shape=source.input_shape,
+        mean=mean,
+        std=std,
+        train=source.split("train", parts["train"], mean, std, config.augment),
+        validation=source.split("validation", parts["validation"], mean, std, Augment()),
+        test=source.split("test", parts["test"], mean, std, Augment()),
+    )
+
+
+def _open(config: AnyDataConfig) -> Source:
+    # Imported where they are needed: scikit-learn and torchvision take a second each.
+    if isinstance(config, DigitsConfig):
+        from compress.data.digits import read_digits
+
+        return read_digits(config)
+    if isinstance(config, ArraysConfig):
+        from compress.data.arrays import read_arrays
+
+        return read_arrays(config)
+    if isinstance(config, ImageFolderConfig):
+        from compress.data.folder import read_folders
+
+        return read_folders(config)
+    if isinstance(config, TorchvisionConfig):
+        from compress.data.torchvision_sets import read_torchvision
+
+        return read_torchvision(config)
+    assert isinstance(config, PythonConfig)
+    from compress.data.python_data import read_python
+
+    return read_python(config)
+
+
+def _check_settings(config: AnyDataConfig, source: Source) -> None:
+    """Settings that only images, or images of another size, can have."""
+    shape = source.input_shape
+    if not source.is_image:
+        if config.normalize is not None:
+            raise DataError(f"data.normalize: is for images; inputs of shape {shape} are passed through as they are")
+        if config.augment != Augment():
+            raise DataError(f"data.augment: is for images; inputs of shape {shape} are passed through as they are")
+        return
+    if config.normalize is not None and len(config.normalize.mean) != shape[0]:
+        raise DataError(f"data.normalize: has {len(config.normalize.mean)} values, the images {shape[0]} channels")
+    if config.augment.crop >= min(shape[1:]):
+        raise DataError(f"data.augment.crop: shifts by up to {config.augment.crop} pixels, the images are {shape[1:]}")
+
+
+def _check_classes(source: Source, parts: dict[str, Part]) -> None:
+    """Each class that is to be recognised must have been seen."""
+    counts = {
+        name: np.bincount(source.labels[part.origin][part.indices], minlength=len(source.classes))
+        for name, part in parts.items()
+    }
+    for name in ("validation", "test"):
+        unseen = np.flatnonzero((counts[name] > 0) & (counts["train"] == 0))
+        if unseen.size:
+            first = source.classes[unseen[0]]
+            raise DataError(f"data: class '{first}' occurs in the {name} split but never in the train split")
+
+
+def _statistics(config: AnyDataConfig, source: Source, train: Part, seed: int) -> Statistics:
+    """Mean and standard deviation: given, or measured on the train split (on 1,000 of its files)."""
+    if not source.is_image:
+        return (), ()
+    if config.normalize is not None:
+        return config.normalize.mean, config.normalize.std
+    split = source.split("train", train, (), (), Augment())
+    if isinstance(config, ImageFolderConfig):
+        split = split.take(stratified_sample(split.labels.numpy(), _MEASURED_FILES, seed))
+    return measure(batch.inputs for batch in split.batches(_MEASURE_BATCH))

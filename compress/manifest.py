@@ -1,0 +1,174 @@
+"""The manifest of a checkpoint folder: what it holds, what made it, and the digests that prove it. No torch.
+
+A checkpoint is a folder:
+
+    checkpoint.json     this manifest, written last
+    model.safetensors   float weights
+    quantization.json   once quantized: target, ranges, nodes kept in float
+    model.onnx          once quantized: derived from the two
+    …                   files that a stage adds, such as the exported artifacts
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from compress.edits import Edit
+from compress.errors import CheckpointError
+from compress.files import canonical_json, readable_json, sha256_of
+
+FILE_NAME = "checkpoint.json"
+WEIGHTS = "model.safetensors"
+QUANTIZATION = "quantization.json"
+MODEL_ONNX = "model.onnx"
+VERSION = 1
+_MAX_BYTES = 256 << 20
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ArchRecord(_Part):
+    """The architecture before any edit."""
+
+    factory: str
+    kwargs: dict[str, JsonValue] = {}
+
+
+class FileRecord(_Part):
+    """One file of the folder."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class InputRecord(_Part):
+    """What the model takes and answers."""
+
+    shape: tuple[int, ...]
+    """Shape of one sample."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+
+
+class HistoryEntry(_Part):
+    """One stage in the life of the model."""
+
+    stage: str
+    parent: str | None
+    """Digest of the checkpoint it was made from."""
+    settings: JsonValue
+    seconds: float
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    training: tuple[dict[str, float | int], ...] = ()
+    """A row per epoch."""
+
+
+class Manifest(_Part):
+    """Everything about a checkpoint but the tensors."""
+
+    version: Literal[1] = VERSION
+    arch: ArchRecord
+    edits: tuple[Edit, ...] = ()
+    form: Literal["float", "int8", "exported"]
+    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+    aliases: dict[str, str] = {}
+    """Names of tied tensors, each with the name under which its values are saved."""
+    inputs: InputRecord
+    history: tuple[HistoryEntry, ...]
+    key: dict[str, JsonValue]
+    """All that could change this checkpoint: what the cache compares."""
+    files: dict[str, FileRecord]
+    digest: str
+    """SHA-256 over the content: everything that decides what the model computes, and no time or place."""
+    checksum: str
+    """SHA-256 over the rest of the manifest."""
+
+
+def seal(content: Mapping[str, Any]) -> Manifest:
+    """Complete a manifest by its two digests."""
+    draft = Manifest.model_validate({**content, "digest": "", "checksum": ""}, strict=False)
+    digest = _digest(draft)
+    complete = draft.model_copy(update={"digest": digest})
+    return complete.model_copy(update={"checksum": _checksum(complete)})
+
+
+def dump(manifest: Manifest) -> bytes:
+    """The manifest as JSON for people."""
+    return readable_json(manifest.model_dump(mode="json"))
+
+
+def read(folder: Path) -> Manifest:
+    """Read and check the manifest of a folder, not the files it lists.
+
+    Raises:
+        CheckpointError: where it is missing, damaged, changed by hand, or of another version.
+    """
+    path = folder / FILE_NAME
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise CheckpointError(f"{path}: is too large for a manifest")
+        text = path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: is no checkpoint (there is no {FILE_NAME} in it)") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{path}: is damaged (no valid JSON)") from None
+    version = content.get("version") if isinstance(content, dict) else None
+    if version != VERSION:
+        raise CheckpointError(f"{path}: has format version {version!r}; this program reads version {VERSION}")
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"{path}: is damaged: {key}: {first['msg']}") from None
+    if manifest.checksum != _checksum(manifest) or manifest.digest != _digest(manifest):
+        raise CheckpointError(f"{path}: is damaged or was changed: its content does not match its checksum")
+    return manifest
+
+
+def verify(folder: Path, manifest: Manifest) -> None:
+    """Check every file that the manifest lists against its size and SHA-256.
+
+    Raises:
+        CheckpointError: naming the first bad file.
+    """
+    for name, record in manifest.files.items():
+        path = folder / name
+        if name != Path(name).name or path.is_symlink():
+            raise CheckpointError(f"{folder}: the manifest names the file '{name}', which is not a file of this folder")
+        if not path.is_file():
+            raise CheckpointError(f"{path}: is missing")
+        if (size := path.stat().st_size) != record.bytes:
+            raise CheckpointError(f"{path}: is damaged: {size} bytes, expected {record.bytes}")
+        if sha256_of(path) != record.sha256:
+            raise CheckpointError(f"{path}: is damaged: its SHA-256 is not the one in {FILE_NAME}")
+
+
+def describe_file(path: Path) -> FileRecord:
+    """Digest and size of a file."""
+    return FileRecord(sha256=sha256_of(path), bytes=path.stat().st_size)
+
+
+def _digest(manifest: Manifest) -> str:
+    content = manifest.model_dump(
+        mode="json", include={"version", "arch", "edits", "form", "memory_format", "aliases", "inputs", "files"}
+    )
+    return hashlib.sha256(canonical_json(content)).hexdigest()
+
+
+def _checksum(manifest: Manifest) -> str:
+    return hashlib.sha256(canonical_json(manifest.model_dump(mode="json", exclude={"checksum"}))).hexdigest()

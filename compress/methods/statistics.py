@@ -1,0 +1,166 @@
+"""Intervals and tests behind every reported number. All intervals are two-sided, 95 %; proportions are fractions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+CONFIDENCE = 0.95
+_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """Score interval of a proportion p = correct / n, as fractions.
+
+    (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n); Wilson, "Probable inference, the law of succession, and
+    statistical inference", JASA 22 (1927). Holds p and stays within [0, 1], also for p = 0 and p = 1.
+
+    Args:
+        correct: Successes, 0 to `n`.
+        n: Trials; 0 says nothing, so the interval is (0, 1).
+
+    Returns:
+        Lower and upper end.
+
+    Raises:
+        ValueError: where `correct` lies outside 0 to `n`.
+    """
+    _check_count(correct, n)
+    if n == 0:
+        return 0.0, 1.0
+    p = correct / n
+    scale = 1 + _Z**2 / n
+    centre = (p + _Z**2 / (2 * n)) / scale
+    half = _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2)) / scale
+    # At p = 0 and p = 1 one end equals p exactly; rounding must not move it past.
+    low = 0.0 if correct == 0 else centre - half
+    high = 1.0 if correct == n else centre + half
+    return low, high
+
+
+def paired_difference(
+    reference_correct: NDArray[np.bool_], other_correct: NDArray[np.bool_]
+) -> tuple[float, float, float]:
+    """Accuracy of `other` minus that of `reference` on the same samples, with its interval, as fractions.
+
+    With b samples that only the reference and c that only the other answers correctly the difference is (c - b) / n.
+    Its interval is the adjusted Wald interval for paired proportions of Bonett & Price, "Adjusted Wald confidence
+    interval for a difference of binomial proportions based on paired data", Journal of Educational and Behavioral
+    Statistics 37 (2012): with p_b = (b + 1) / (n + 2) and p_c = (c + 1) / (n + 2)
+
+        p_c - p_b ± z √((p_c + p_b - (p_c - p_b)²) / (n + 2)),   cut to [-1, 1].
+
+    Args:
+        reference_correct: Whether the reference answers each sample correctly, shape `(n,)`.
+        other_correct: The same of the other model, in the same order, shape `(n,)`.
+
+    Returns:
+        Difference, lower and upper end, each within [-1, 1]; (0, -1, 1) without samples.
+
+    Raises:
+        ValueError: where the arrays are not boolean vectors of one length.
+    """
+    reference, other = np.asarray(reference_correct), np.asarray(other_correct)
+    if reference.dtype != np.bool_ or other.dtype != np.bool_:
+        raise ValueError(f"both arrays must be boolean, got {reference.dtype} and {other.dtype}")
+    if reference.ndim != 1 or reference.shape != other.shape:
+        raise ValueError(f"both arrays must be vectors of one length, got {reference.shape} and {other.shape}")
+    n = len(reference)
+    if n == 0:
+        return 0.0, -1.0, 1.0
+    only_reference = int(np.count_nonzero(reference & ~other))
+    only_other = int(np.count_nonzero(other & ~reference))
+    b, c = (only_reference + 1) / (n + 2), (only_other + 1) / (n + 2)
+    centre = c - b
+    half = _Z * math.sqrt((c + b - centre**2) / (n + 2))
+    return (only_other - only_reference) / n, max(-1.0, centre - half), min(1.0, centre + half)
+
+
+def two_proportions_differ(correct_a: int, n_a: int, correct_b: int, n_b: int) -> float:
+    """How surprising two independent proportions are if they are really equal: two-sided pooled z-test.
+
+    z = (p_a - p_b) / √(p(1-p)(1/n_a + 1/n_b)) with p the proportion of both samples together; see e.g. Fleiss, Levin &
+    Paik, "Statistical Methods for Rates and Proportions" (2003), section 3.2, without continuity correction.
+
+    Args:
+        correct_a: Successes of the first sample, 0 to `n_a`.
+        n_a: Its trials.
+        correct_b: Successes of the second sample, 0 to `n_b`.
+        n_b: Its trials.
+
+    Returns:
+        The p-value, 0 to 1; 1 where a sample is empty or nothing varies.
+
+    Raises:
+        ValueError: where successes lie outside 0 to the number of trials.
+    """
+    _check_count(correct_a, n_a)
+    _check_count(correct_b, n_b)
+    if n_a == 0 or n_b == 0:
+        return 1.0
+    pooled = (correct_a + correct_b) / (n_a + n_b)
+    variance = pooled * (1 - pooled) * (1 / n_a + 1 / n_b)
+    if variance == 0.0:
+        return 1.0
+    z = (correct_a / n_a - correct_b / n_b) / math.sqrt(variance)
+    return math.erfc(abs(z) / math.sqrt(2))
+
+
+def quantile(values: Sequence[float] | NDArray[np.float64], q: float) -> float:
+    """The `q`-quantile of values, linear between order statistics (type 7 of Hyndman & Fan 1996).
+
+    Args:
+        values: At least one number, in any order.
+        q: 0 (the least value) to 1 (the greatest).
+
+    Returns:
+        The quantile, in the unit of the values.
+
+    Raises:
+        ValueError: where there are no values or `q` lies outside [0, 1].
+    """
+    if len(values) == 0:
+        raise ValueError("a quantile needs at least one value")
+    return float(np.quantile(np.asarray(values, dtype=np.float64), q))
+
+
+def median_interval(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float, float]:
+    """Median with its distribution-free interval between two order statistics, in the unit of the values.
+
+    Of n sorted values the k-th from either end enclose the median of the distribution with probability
+    1 - 2 P(B < k), B ~ Binomial(n, 1/2); k is the largest that keeps this at 95 % or more, so the interval is
+    conservative. Hahn & Meeker, "Statistical Intervals" (1991), section 5.2. It assumes independent values: those taken
+    in one burst resemble each other, and the interval then promises too much.
+
+    Args:
+        values: At least one number, in any order.
+
+    Returns:
+        Median, lower and upper end. Below 6 values no pair reaches 95 %: the ends are then the least and the greatest.
+
+    Raises:
+        ValueError: where there are no values.
+    """
+    if len(values) == 0:
+        raise ValueError("a median needs at least one value")
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    rank = _median_rank(len(ordered))
+    return float(np.median(ordered)), float(ordered[rank - 1]), float(ordered[-rank])
+
+
+def _median_rank(n: int) -> int:
+    """The largest k >= 1 with P(B < k) <= 2.5 %, B ~ Binomial(n, 1/2); 1 where there is none."""
+    # Ratios of neighbours, as logarithms: C(n, i+1) / C(n, i) = (n - i) / (i + 1). The half below the median suffices.
+    i = np.arange(n // 2)
+    log_mass = np.concatenate(([0.0], np.cumsum(np.log((n - i) / (i + 1.0))))) - n * math.log(2)
+    below = np.cumsum(np.exp(log_mass))
+    return max(1, int(np.searchsorted(below, (1 - CONFIDENCE) / 2, side="right")))
+
+
+def _check_count(correct: int, n: int) -> None:
+    if not 0 <= correct <= n:
+        raise ValueError(f"successes must lie between 0 and the number of trials, got {correct} of {n}")

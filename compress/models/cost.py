@@ -1,0 +1,51 @@
+"""What a model costs: parameters and multiply-accumulates."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of parameters; tied ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def macs(model: nn.Module, example: Tensor) -> int:
+    """Multiply-accumulates of one sample in convolutions, matrix products and attention.
+
+    Counted by torch's own operator-level counter, which counts a multiply-accumulate as two operations.
+
+    Args:
+        model: run once in its present mode, without gradients.
+        example: a batch of any size; the count is divided by it.
+    """
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model(example)
+    return int(counter.get_total_flops()) // (2 * example.shape[0])
+
+
+def output_positions(model: nn.Module, example: Tensor) -> dict[str, int]:
+    """For each convolution and linear layer, at how many positions of one sample its weight is applied."""
+    positions: dict[str, int] = {}
+    hooks = []
+
+    def remember(name: str) -> None:
+        def hook(module: nn.Module, _: object, output: Tensor) -> None:
+            channels = output.shape[1] if isinstance(module, nn.modules.conv._ConvNd) else output.shape[-1]
+            positions[name] = positions.get(name, 0) + output.numel() // (channels * example.shape[0])
+
+        hooks.append(model.get_submodule(name).register_forward_hook(hook))
+
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
+            remember(name)
+    try:
+        with torch.no_grad():
+            model(example)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return positions

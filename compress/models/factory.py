@@ -1,0 +1,177 @@
+"""From a factory name to a model: built-in names, and the user's own code where it is trusted."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+
+from compress.errors import CheckpointError, ModelError, nearest
+from compress.models import cifar
+
+BUILT_IN = ("cifar", "torchvision", "timm")
+# Arguments of built-in factories that fetch or read files; a checkpoint from a stranger must not set them.
+_READS_FILES = (
+    "weights",
+    "weights_backbone",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "checkpoint_path",
+)
+
+
+@dataclass(frozen=True)
+class Arch:
+    """An architecture as data: the factory's name and its arguments."""
+
+    factory: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def is_code(self) -> bool:
+        """Whether making this model runs somebody's code rather than a built-in factory."""
+        return self.factory.partition(":")[0] not in BUILT_IN
+
+
+def create(arch: Arch, *, seed: int) -> nn.Module:
+    """A freshly initialised model on the CPU; the same seed gives the same weights.
+
+    Raises:
+        ModelError: where the factory does not exist, refuses its arguments or returns no module.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _call(arch)
+
+
+def create_empty(arch: Arch, *, trusted: Collection[str]) -> nn.Module:
+    """The model with parameters on meta and real buffers, to be filled from a checkpoint.
+
+    Args:
+        arch: the architecture, perhaps out of a stranger's checkpoint.
+        trusted: factory names that may run code; built-in names need no trust.
+
+    Raises:
+        CheckpointError: where the architecture needs code that is not trusted.
+        ModelError: as `create`.
+    """
+    if arch.is_code() and arch.factory not in trusted:
+        raise CheckpointError(
+            f"the checkpoint's model is made by '{arch.factory}', which is code; it is not run unless you say so "
+            "(--trust-code), because a checkpoint may come from a stranger"
+        )
+    if not arch.is_code() and (bad := sorted(set(arch.kwargs) & set(_READS_FILES))):
+        raise CheckpointError(f"the checkpoint's model has the argument '{bad[0]}', which may fetch or read files")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            # Buffers stay real: those that are not saved would otherwise be lost.
+            with init_empty_weights(include_buffers=False):
+                return _call(arch)
+        except (ModelError, NotImplementedError, RuntimeError):
+            # Some constructors compute with their parameters, which meta tensors cannot.
+            return _call(arch)
+
+
+def _call(arch: Arch) -> nn.Module:
+    builder = resolve(arch.factory)
+    try:
+        model = builder(**arch.kwargs)
+    except TypeError as error:
+        accepted = _accepted(builder)
+        wrong = next((name for name in arch.kwargs if accepted and name not in accepted), None)
+        hint = f" (it takes {', '.join(accepted)}){nearest(wrong, accepted)}" if wrong else ""
+        raise ModelError(f"model: '{arch.factory}' refuses its kwargs: {error}{hint}") from error
+    except (ValueError, AssertionError, RuntimeError, OSError) as error:
+        raise ModelError(f"model: '{arch.factory}' fails with kwargs {dict(arch.kwargs)}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model: '{arch.factory}' returns a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _accepted(builder: Callable[..., Any]) -> list[str]:
+    try:
+        parameters = inspect.signature(builder).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [parameter.name for parameter in parameters if parameter.kind in named]
+
+
+def resolve(factory: str) -> Callable[..., nn.Module]:
+    """The callable behind a factory name.
+
+    Raises:
+        ModelError: naming what does not exist, and the nearest name that does.
+    """
+    scheme, colon, name = factory.rpartition(":")
+    if not colon or not scheme or not name:
+        raise ModelError(
+            f"model.factory: must look like 'cifar:resnet56', 'package.module:callable' or 'file.py:callable', got '{factory}'"
+        )
+    if scheme == "cifar":
+        return _named(name, cifar.MODELS, factory)
+    if scheme == "torchvision":
+        from torchvision import models
+
+        names = models.list_models(module=models)
+        return functools.partial(_named(name, {n: models.get_model_builder(n) for n in names}, factory), weights=None)
+    if scheme == "timm":
+        return _timm(name, factory)
+    return _user_callable(scheme, name, factory)
+
+
+def _named(name: str, table: Mapping[str, Callable[..., nn.Module]], factory: str) -> Callable[..., nn.Module]:
+    if name not in table:
+        raise ModelError(f"model.factory: there is no '{factory}'{nearest(name, table)}")
+    return table[name]
+
+
+def _timm(name: str, factory: str) -> Callable[..., nn.Module]:
+    try:
+        import timm
+    except ModuleNotFoundError:
+        raise ModelError(f"model.factory: '{factory}' needs timm: pip install 'compress[timm]'") from None
+    names = timm.list_models()
+    if name not in names:
+        raise ModelError(f"model.factory: there is no '{factory}'{nearest(name, names)}")
+    return functools.partial(timm.create_model, name, pretrained=False)
+
+
+def _user_callable(place: str, name: str, factory: str) -> Callable[..., nn.Module]:
+    module = _module_from_file(Path(place), factory) if place.endswith(".py") else _module_by_name(place, factory)
+    found = getattr(module, name, None)
+    if not callable(found):
+        public = [n for n in dir(module) if not n.startswith("_") and callable(getattr(module, n))]
+        raise ModelError(f"model.factory: {place} has no callable '{name}'{nearest(name, public)}")
+    return found  # type: ignore[no-any-return]  # whether it returns a module is checked when it does
+
+
+def _module_by_name(place: str, factory: str) -> Any:
+    try:
+        return importlib.import_module(place)
+    except ImportError as error:
+        hint = nearest(place, BUILT_IN)
+        raise ModelError(f"model.factory: '{factory}': {error}{hint}") from error
+
+
+def _module_from_file(path: Path, factory: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"compress_user_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        near = nearest(path.name, (p.name for p in path.parent.glob("*.py"))) if path.parent.is_dir() else ""
+        raise ModelError(f"model.factory: '{factory}': no such file{near}")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's file may raise anything
+        raise ModelError(f"model.factory: {path}: {type(error).__name__}: {error}") from error
+    return module

@@ -1,0 +1,393 @@
+"""Run a pipeline: stages in order, each from the cache or anew, each measured; then latency, the report and `dist/`."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from compress import checkpoint as checkpoints
+from compress import machine
+from compress.bench import latency
+from compress.bench.accuracy import unpack
+from compress.bench.measure import Bench, measure
+from compress.checkpoint import Checkpoint, Draft
+from compress.config import DistillConfig, ModelConfig, Pipeline
+from compress.data.load import load_data
+from compress.errors import CheckpointError, CompressError
+from compress.events import Progress, Silent
+from compress.files import new_folder, readable_json, write_file
+from compress.manifest import HistoryEntry, InputRecord
+from compress.methods.statistics import paired_difference, two_proportions_differ
+from compress.models.factory import Arch
+from compress.models.source import make_model
+from compress.plan import Cache, Keys, Planned, check_files, planned_stages, reference_position, selected
+from compress.provenance import identity, versions
+from compress.report import write_report
+from compress.results import (
+    Artifact,
+    Budget,
+    Latency,
+    Machine,
+    Measurement,
+    PairedDifference,
+    Results,
+    Row,
+    load_results,
+)
+from compress.stages import STAGES, source
+from compress.stages.base import Context, check_forward
+
+RESULTS = "results.json"
+_SUSPICIOUS_GAP_POINTS = 2.0
+_SUSPICIOUS_P_VALUE = 0.001
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A stage that is on disk and measured."""
+
+    planned: Planned
+    checkpoint: Checkpoint
+    measurement: Measurement
+
+
+def run(
+    pipeline: Pipeline,
+    *,
+    runs: str | Path = "runs",
+    fresh: bool = False,
+    until: str | None = None,
+    progress: Progress | None = None,
+    command: str = "",
+) -> Results:
+    """Run a pipeline and write everything under `runs/<name>`.
+
+    Args:
+        pipeline: from `load_pipeline`.
+        runs: folder of all runs.
+        fresh: do every stage anew instead of taking it from the cache.
+        until: label of the last stage to run, 'source' for none.
+        progress: told of everything that happens.
+        command: what to write into the results as the way to repeat them.
+
+    Returns:
+        What is in `runs/<name>/results.json`.
+
+    Raises:
+        CompressError: whatever the user can mend; what was finished before stays.
+    """
+    return _Run(pipeline, Path(runs), progress or Silent(), fresh=fresh, command=command).run(until)
+
+
+class _Run:
+    """One run of one pipeline."""
+
+    def __init__(self, pipeline: Pipeline, runs: Path, progress: Progress, *, fresh: bool, command: str) -> None:
+        check_files(pipeline)
+        self.pipeline, self.progress, self.fresh, self.command = pipeline, progress, fresh, command
+        self.root = runs / pipeline.name
+        self.cache = Cache(self.root)
+        self.warnings: list[str] = []
+        self.trusted = frozenset(
+            {pipeline.model.factory}
+            | {s.settings.student.factory for s in pipeline.stages if isinstance(s.settings, DistillConfig)}
+        )
+
+    def run(self, until: str | None) -> Results:
+        stages = selected(planned_stages(self.pipeline), until)
+        self.data = load_data(self.pipeline.data, self.pipeline.seed)
+        # After loading: with `download: true` the files are there only now.
+        self.keys = Keys(self.pipeline)
+        self.device = self._device()
+        self.cache.sweep()
+        with _threads(self.keys.threads):
+            self.bench = Bench(
+                self.data,
+                self.device,
+                self.keys.threads,
+                self.pipeline.bench.batch_size,
+                self.trusted,
+                self.progress,
+            )
+            done = self._stages(stages)
+        return self._finish(done)
+
+    def _device(self) -> str:
+        if self.keys.device == "cuda" and not torch.cuda.is_available():
+            raise CompressError("device: the driver has a CUDA device but this torch cannot use it; set device: cpu")
+        return self.keys.device
+
+    def _warn(self, text: str) -> None:
+        self.warnings.append(text)
+        self.progress.warn(text)
+
+    def _stages(self, stages: Sequence[Planned]) -> list[_Done]:
+        done: list[_Done] = []
+        reference_at = reference_position(self.pipeline)
+        for planned in stages:
+            parent = done[-1] if done else None
+            reference = done[min(len(done) - 1, reference_at)] if done else None
+            done.append(self._stage(planned, parent, reference, len(stages)))
+            if planned.position == 0:
+                self._check_before_training(done[0], stages)
+            if planned.position == reference_at:
+                self._check_reference(done[-1])
+        return done
+
+    def _stage(self, planned: Planned, parent: _Done | None, reference: _Done | None, total: int) -> _Done:
+        key = self.keys.stage(
+            planned,
+            parent.checkpoint.manifest if parent else None,
+            reference.checkpoint.manifest if reference else None,
+            parent.measurement if parent else None,
+        )
+        found = None if self.fresh else self.cache.find(planned, key)
+        if found is not None:
+            self.progress.stage_cached(planned.label, planned.position + 1, total)
+            checkpoint = self._load(found[0])
+            measurement = self._measured(checkpoint)
+            return _Done(planned, checkpoint, measurement)
+        reason = "--fresh" if self.fresh else self.cache.why_missing(planned, key)
+        self.progress.stage_started(planned.label, planned.position + 1, total, reason)
+        scratch = self.cache.scratch_for(planned, key)
+        if self.fresh:
+            shutil.rmtree(scratch, ignore_errors=True)
+        started = time.perf_counter()
+        if parent is None or reference is None:
+            assert isinstance(planned.settings, ModelConfig)
+            draft, notes, warnings = source.make(planned.settings, planned.seed), (), ()
+        else:
+            draft, notes, warnings = self._run_stage(planned, parent, reference, scratch)
+        seconds = time.perf_counter() - started
+        entry = HistoryEntry(
+            stage=planned.name,
+            parent=parent.checkpoint.digest if parent else None,
+            settings=identity(planned.settings),
+            seconds=seconds,
+            notes=notes,
+            warnings=warnings,
+            training=draft.training,
+        )
+        checkpoint = checkpoints.save(
+            self.cache.folder_for(planned, key),
+            draft,
+            inputs=InputRecord(
+                shape=self.data.input_shape, mean=self.data.mean, std=self.data.std, classes=self.data.classes
+            ),
+            history=(*(parent.checkpoint.history if parent else ()), entry),
+            key=key,
+        )
+        shutil.rmtree(scratch, ignore_errors=True)
+        with contextlib.suppress(OSError):  # others may still need it
+            scratch.parent.rmdir()
+        measurement = self._measured(checkpoint)
+        self.progress.stage_finished(planned.label, seconds, _summary(measurement))
+        return _Done(planned, checkpoint, measurement)
+
+    def _run_stage(
+        self, planned: Planned, parent: _Done, reference: _Done, scratch: Path
+    ) -> tuple[Draft, tuple[str, ...], tuple[str, ...]]:
+        context = Context(
+            data=self.data.for_decisions(),
+            reference=reference.checkpoint,
+            device=self.device,
+            threads=self.keys.threads,
+            seed=planned.seed,
+            scratch=scratch,
+            progress=self.progress,
+            trusted=self.trusted,
+            parent_accuracy=parent.measurement.accuracy.model_dump(mode="json"),
+        )
+        draft = STAGES[planned.name].load()(parent.checkpoint, planned.settings, context)
+        return draft, tuple(context.notes), tuple(context.warnings)
+
+    def _load(self, folder: Path) -> Checkpoint:
+        try:
+            return checkpoints.load(folder)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; remove the folder, or run with --fresh, to make it anew") from None
+
+    def _measured(self, checkpoint: Checkpoint) -> Measurement:
+        key = self.keys.measurement(checkpoint.manifest)
+        return self.cache.measurement(checkpoint.path, key) or measure(checkpoint, key, self.bench)
+
+    def _check_before_training(self, first: _Done, stages: Sequence[Planned]) -> None:
+        """Factories, forward passes and shapes, before hours go into training."""
+        inputs = next(iter(self.data.train.take([0, len(self.data.train) - 1]).batches(2))).inputs
+        classes = len(self.data.classes)
+        check_forward(first.checkpoint.build(self.trusted), inputs, classes, "model")
+        for planned in stages:
+            if isinstance(planned.settings, DistillConfig):
+                student = planned.settings.student
+                model = make_model(Arch(student.factory, student.kwargs), student.weights, planned.seed)
+                check_forward(model, inputs, classes, f"stages.{planned.position - 1}.distill.student")
+        trains = any(planned.name == "train" for planned in stages)
+        own_code = Arch(self.pipeline.model.factory).is_code()
+        if len(stages) > 1 and not (trains or own_code or self.pipeline.model.weights):
+            self._warn("the source model has random weights: give model.weights, or begin with the stage 'train'")
+
+    def _check_reference(self, reference: _Done) -> None:
+        """A model that saw the validation images in its training makes every budget meaningless."""
+        validation = reference.measurement.accuracy.validation
+        test = reference.measurement.accuracy.test
+        p_value = two_proportions_differ(validation.correct, validation.n, test.correct, test.n)
+        if validation.percent - test.percent > _SUSPICIOUS_GAP_POINTS and p_value < _SUSPICIOUS_P_VALUE:
+            self._warn(
+                f"'{reference.planned.label}' answers {validation.percent:.2f} % of validation but {test.percent:.2f} % of "
+                "test: it was probably trained on the validation images, so no budget means anything; take validation "
+                "from elsewhere, such as data.validation: {from: test, size: 2000}"
+            )
+
+    def _finish(self, done: Sequence[_Done]) -> Results:
+        path = self.root / RESULTS
+        here = _machine()
+        latencies = self._known_latencies(path, done, here) or self._latencies(done)
+        reference = done[min(len(done) - 1, reference_position(self.pipeline))]
+        artifact = self._publish(done[-1]) if done[-1].checkpoint.form == "exported" else None
+        difference = _difference(reference.measurement, done[-1].measurement) if done[-1] is not reference else None
+        budget = None
+        if self.pipeline.budget is not None and difference is not None:
+            allowed = self.pipeline.budget.accuracy_drop
+            budget = Budget(accuracy_drop=allowed, difference=difference, met=-difference.points <= allowed)
+        results = Results(
+            name=self.pipeline.name,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            seed=self.pipeline.seed,
+            command=self.command,
+            settings=identity(self.pipeline),
+            machine=here,
+            reference=reference.planned.label,
+            classes=self.data.classes,
+            rows=tuple(_row(one, latencies.get(one.planned.label, ())) for one in done),
+            difference=difference,
+            budget=budget,
+            artifact=artifact,
+            warnings=tuple(self.warnings),
+        )
+        write_file(path, readable_json(results.model_dump(mode="json")))
+        write_report(results, self.root)
+        return results
+
+    def _known_latencies(
+        self, path: Path, done: Sequence[_Done], here: Machine
+    ) -> dict[str, tuple[Latency, ...]] | None:
+        """Latencies of the last run, where all rows, the settings and the machine are still the same."""
+        if self.fresh or not path.is_file():
+            return None
+        try:
+            known = load_results(path)
+        except CompressError:
+            return None
+        same_rows = [(row.stage, row.digest) for row in known.rows] == [
+            (one.planned.label, one.checkpoint.digest) for one in done
+        ]
+        same_settings = known.settings.get("bench") == identity(self.pipeline).get("bench")
+        if not (same_rows and same_settings and known.machine == here):
+            return None
+        return {row.stage: row.latency for row in known.rows}
+
+    def _latencies(self, done: Sequence[_Done]) -> dict[str, tuple[Latency, ...]]:
+        if self.pipeline.bench.latency is None:
+            return {}
+        self.progress.note("latency of all rows, in alternating rounds, a process each")
+        variants = [
+            latency.Variant(one.planned.label, one.checkpoint.path / one.measurement.model, one.measurement.precision)
+            for one in done
+        ]
+        return latency.measure(variants, self.pipeline.bench.latency, self.progress)
+
+    def _publish(self, last: _Done) -> Artifact:
+        """Put the exported files into `dist/`, all or none."""
+        files = {name: r for name, r in last.checkpoint.manifest.files.items() if name != "model.safetensors"}
+        with new_folder(self.root / "dist") as folder:
+            for name in files:
+                shutil.copyfile(last.checkpoint.path / name, folder / name)
+        verification = _verification(last.checkpoint)
+        return Artifact(
+            files={name: record.bytes for name, record in files.items()},
+            sha256={name: record.sha256 for name, record in files.items()},
+            model=last.measurement.model,
+            max_error=verification["fp32_max_error"],
+            agreement=verification["int8_agreement"],
+        )
+
+
+def _verification(checkpoint: Checkpoint) -> dict[str, float | None]:
+    import json
+
+    content = json.loads((checkpoint.path / "metadata.json").read_bytes())
+    verification: dict[str, float | None] = content["verification"]
+    return verification
+
+
+def _row(done: _Done, latencies: tuple[Latency, ...]) -> Row:
+    entry = done.checkpoint.history[-1]
+    return Row(
+        stage=done.planned.label,
+        accuracy=done.measurement.accuracy,
+        parameters=done.measurement.parameters,
+        macs=done.measurement.macs,
+        size_bytes=done.measurement.size_bytes,
+        seconds=entry.seconds,
+        latency=latencies,
+        checkpoint=done.checkpoint.path.name,
+        digest=done.checkpoint.digest,
+        precision=done.measurement.precision,
+        notes=entry.notes,
+        warnings=entry.warnings,
+    )
+
+
+def _difference(reference: Measurement, other: Measurement) -> PairedDifference:
+    """Validation accuracy of `other` minus the reference's, on the same samples."""
+    n = reference.accuracy.validation.n
+    first, second = unpack(reference.correct["validation"], n), unpack(other.correct["validation"], n)
+    points, low, high = paired_difference(first, second)
+    return PairedDifference(
+        points=100.0 * points,
+        low=100.0 * low,
+        high=100.0 * high,
+        n=n,
+        only_reference_correct=int((first & ~second).sum()),
+        only_artifact_correct=int((second & ~first).sum()),
+    )
+
+
+def _summary(measurement: Measurement) -> str:
+    validation, test = measurement.accuracy.validation, measurement.accuracy.test
+    return (
+        f"validation {validation.percent:.2f} %, test {test.percent:.2f} %, {measurement.parameters:,} parameters, "
+        f"{measurement.macs / 1e6:.2f} M MACs, {measurement.size_bytes:,} bytes"
+    )
+
+
+def _machine() -> Machine:
+    known = versions("compress.pipeline")
+    return Machine(
+        cpu=machine.cpu_model(),
+        cores=machine.cores(),
+        architecture=platform.machine(),
+        instruction_sets=tuple(sorted(machine.cpu_flags() & machine.INTERESTING_FLAGS)),
+        cuda_device=machine.cuda_device_name(),
+        system=f"{platform.system()} {platform.release()}",
+        python=platform.python_version(),
+        versions=known,
+    )
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

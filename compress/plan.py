@@ -1,0 +1,280 @@
+"""What a run will do and why: cache keys, what is on disk, what changed. No torch, so that planning takes no time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import JsonValue, ValidationError
+
+from compress import machine, manifest
+from compress.config import Config, Pipeline, StudentConfig
+from compress.data.fingerprint import fingerprint, missing
+from compress.errors import CheckpointError, CompressError, ConfigError, Problem, nearest
+from compress.files import TEMPORARY, is_weights_file
+from compress.manifest import Manifest
+from compress.provenance import code_digest, differences, identity, key_digest, versions
+from compress.results import METRICS, Measurement
+from compress.seeds import derive_seed
+from compress.stages import SOURCE_MODULE, STAGES
+
+SOURCE = "source"
+_BENCH_MODULE = "compress.bench.measure"
+_SHOWN_CHANGES = 3
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One stage of a pipeline, in its place."""
+
+    position: int
+    """0 for the source."""
+    name: str
+    """Name of the stage."""
+    label: str
+    """Unique in the run: a second `prune` is `prune-2`."""
+    settings: Config
+    seed: int
+    module: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """What will happen to a stage."""
+
+    planned: Planned
+    status: Literal["cached", "run", "follows"]
+    reason: str
+    folder: str | None
+    """Name of the checkpoint's folder where it is cached."""
+
+
+def planned_stages(pipeline: Pipeline) -> tuple[Planned, ...]:
+    """Source and stages with unique labels and a seed each."""
+    stages = [Planned(0, SOURCE, SOURCE, pipeline.model, derive_seed(pipeline.seed, SOURCE), SOURCE_MODULE)]
+    counts: dict[str, int] = {}
+    for position, entry in enumerate(pipeline.stages, 1):
+        counts[entry.kind] = counts.get(entry.kind, 0) + 1
+        label = entry.kind if counts[entry.kind] == 1 else f"{entry.kind}-{counts[entry.kind]}"
+        seed = derive_seed(pipeline.seed, label)
+        stages.append(Planned(position, entry.kind, label, entry.settings, seed, STAGES[entry.kind].module))
+    return tuple(stages)
+
+
+def reference_position(pipeline: Pipeline) -> int:
+    """Which stage makes the reference, the model all others are compared with: the last `train` at the head, else the source."""
+    position = 0
+    for entry in pipeline.stages:
+        if entry.kind != "train":
+            break
+        position += 1
+    return position
+
+
+def selected(stages: Sequence[Planned], until: str | None) -> tuple[Planned, ...]:
+    """The stages up to and including the one labelled `until`.
+
+    Raises:
+        CompressError: where there is no such stage.
+    """
+    if until is None:
+        return tuple(stages)
+    labels = [stage.label for stage in stages]
+    if until not in labels:
+        raise CompressError(
+            f"--until: there is no stage '{until}' (there are {', '.join(labels)}){nearest(until, labels)}"
+        )
+    return tuple(stages[: labels.index(until) + 1])
+
+
+class Keys:
+    """Makes cache keys: everything that can change a checkpoint or a measurement."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        """Look at the data once.
+
+        Raises:
+            DataError: where data is missing.
+        """
+        self._pipeline = pipeline
+        self._data = fingerprint(pipeline.data)
+        self.device = resolved_device(pipeline)
+        self.threads = pipeline.threads or machine.cores()
+        cuda = machine.cuda_device_name() if self.device == "cuda" else None
+        self._place: dict[str, JsonValue] = {
+            "device": f"cuda: {cuda}" if cuda else "cpu",
+            "threads": self.threads,
+            "bfloat16": machine.has_fast_bfloat16(),
+            "vnni": machine.has_vnni(),
+            "architecture": "arm" if machine.is_arm() else "x86",
+        }
+
+    def stage(
+        self, planned: Planned, parent: Manifest | None, reference: Manifest | None, measured: Measurement | None
+    ) -> dict[str, JsonValue]:
+        """Key of a stage's checkpoint.
+
+        Args:
+            planned: the stage.
+            parent: what it gets; None for the source.
+            reference: what recovery distils from.
+            measured: what bench found of the parent; only `export` writes it into its files.
+        """
+        written = measured.accuracy.model_dump(mode="json") if measured and planned.name == "export" else None
+        return {
+            "stage": planned.name,
+            "settings": identity(planned.settings),
+            "parent": parent.digest if parent else None,
+            "reference": reference.digest if reference else None,
+            "accuracy": written,
+            "data": None if planned.name == SOURCE else dict(self._data),
+            "seed": planned.seed,
+            "machine": None if planned.name == SOURCE else self._place,
+            "versions": dict(versions(planned.module)),
+            "code": code_digest(planned.module),
+        }
+
+    def measurement(self, record: Manifest) -> dict[str, JsonValue]:
+        """Key of what bench measures of a checkpoint."""
+        return {
+            "checkpoint": record.digest,
+            "data": dict(self._data),
+            "seed": self._pipeline.seed,
+            "machine": self._place,
+            "versions": dict(versions(_BENCH_MODULE)),
+            "code": code_digest(_BENCH_MODULE),
+        }
+
+
+class Cache:
+    """The checkpoints of a run's folder."""
+
+    def __init__(self, root: Path) -> None:
+        """Look at `runs/<name>`, which need not exist."""
+        self.root = root
+
+    def find(self, planned: Planned, key: Mapping[str, JsonValue]) -> tuple[Path, Manifest] | None:
+        """The checkpoint with exactly this key, wherever in the order it was made."""
+        digest = key_digest(key)
+        for folder in self.root.glob(f"*-{planned.label}-{digest[:8]}*"):
+            record = _readable(folder)
+            if record is not None and record.key == dict(key):
+                return folder, record
+        return None
+
+    def folder_for(self, planned: Planned, key: Mapping[str, JsonValue]) -> Path:
+        """Where a checkpoint with this key belongs."""
+        digest = key_digest(key)
+        short = self.root / f"{planned.position:02d}-{planned.label}-{digest[:8]}"
+        record = _readable(short) if short.is_dir() else None
+        taken = record is not None and record.key != dict(key)
+        return self.root / f"{planned.position:02d}-{planned.label}-{digest[:16]}" if taken else short
+
+    def scratch_for(self, planned: Planned, key: Mapping[str, JsonValue]) -> Path:
+        """Where a stage that is not finished keeps what it needs to go on."""
+        return self.root / ".work" / f"{planned.label}-{key_digest(key)[:16]}"
+
+    def measurement(self, folder: Path, key: Mapping[str, JsonValue]) -> Measurement | None:
+        """What bench measured of a checkpoint, where that still holds."""
+        try:
+            found = Measurement.model_validate_json((folder / METRICS).read_bytes())
+        except (OSError, ValidationError):
+            return None
+        return found if found.key == dict(key) and (folder / found.model).is_file() else None
+
+    def why_missing(self, planned: Planned, key: Mapping[str, JsonValue]) -> str:
+        """Which fields changed against the most similar checkpoint of the same stage."""
+        siblings = [
+            record for folder in self.root.glob(f"*-{planned.label}-*") if (record := _readable(folder)) is not None
+        ]
+        if not siblings:
+            return "it has not run yet"
+        changes = min((differences(record.key, dict(key)) for record in siblings), key=len)
+        more = f" and {len(changes) - _SHOWN_CHANGES} more" if len(changes) > _SHOWN_CHANGES else ""
+        return f"changed: {', '.join(changes[:_SHOWN_CHANGES])}{more}"
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half-written."""
+        for left in self.root.glob(f"{TEMPORARY}*"):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def make_plan(pipeline: Pipeline, runs: Path, *, fresh: bool = False, until: str | None = None) -> tuple[Step, ...]:
+    """What a run would do, without doing it.
+
+    Raises:
+        ConfigError: where files that the pipeline names are missing.
+        CompressError: where `until` names no stage.
+    """
+    check_files(pipeline)
+    keys, cache = Keys(pipeline), Cache(runs / pipeline.name)
+    stages = selected(planned_stages(pipeline), until)
+    return tuple(_steps(stages, reference_position(pipeline), keys, cache, fresh=fresh))
+
+
+def _steps(stages: Sequence[Planned], reference_at: int, keys: Keys, cache: Cache, *, fresh: bool) -> Iterator[Step]:
+    parent: Manifest | None = None
+    reference: Manifest | None = None
+    measured: Measurement | None = None
+    waits_for: str | None = None
+    for planned in stages:
+        if waits_for is not None:
+            yield Step(planned, "follows", f"takes what '{waits_for}' makes", None)
+            continue
+        key = keys.stage(planned, parent, reference, measured)
+        found = None if fresh else cache.find(planned, key)
+        if found is None:
+            yield Step(planned, "run", "--fresh" if fresh else cache.why_missing(planned, key), None)
+            waits_for = planned.label
+            continue
+        folder, parent = found
+        if planned.position <= reference_at:
+            reference = parent
+        measured = cache.measurement(folder, keys.measurement(parent))
+        yield Step(planned, "cached", "nothing changed", folder.name)
+
+
+def resolved_device(pipeline: Pipeline) -> str:
+    """'cpu' or 'cuda'."""
+    if pipeline.device != "auto":
+        return pipeline.device
+    return "cuda" if machine.cuda_device_name() else "cpu"
+
+
+def check_files(pipeline: Pipeline) -> None:
+    """Check that every file and folder a pipeline names is there.
+
+    Raises:
+        ConfigError: with all that are missing.
+    """
+    problems = [*missing(pipeline.data), *_missing_model(pipeline.model, "model")]
+    for index, entry in enumerate(pipeline.stages):
+        student = getattr(entry.settings, "student", None)
+        if isinstance(student, StudentConfig):
+            problems += _missing_model(student, f"stages.{index}.distill.student")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _missing_model(model: Config, at: str) -> Iterator[Problem]:
+    weights, factory = getattr(model, "weights", None), getattr(model, "factory", "")
+    if weights and is_weights_file(weights) and not Path(weights).is_file():
+        yield Problem("", f"{at}.weights", f"no such file: {weights}{_near(Path(weights))}")
+    file, _, _ = factory.rpartition(":")
+    if file.endswith(".py") and not Path(file).is_file():
+        yield Problem("", f"{at}.factory", f"no such file: {file}{_near(Path(file))}")
+
+
+def _near(path: Path) -> str:
+    return nearest(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
+
+
+def _readable(folder: Path) -> Manifest | None:
+    """The manifest of a folder; None where it is no whole checkpoint, which then counts as not there."""
+    try:
+        return manifest.read(folder)
+    except CheckpointError:
+        return None

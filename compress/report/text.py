@@ -1,0 +1,101 @@
+"""Figures as text. Every figure of the report is formatted here, so that all its forms print the same strings."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+
+MISSING = "—"
+
+
+def plain(text: str) -> str:
+    """One line of text from outside: white space collapsed, control characters made visible."""
+    line = " ".join(text.split())
+    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(sign) in ("Cc", "Cs") else sign for sign in line)
+
+
+def percent(value: float) -> str:
+    """Percentage of 0 to 100."""
+    return f"{value:.2f} %"
+
+
+def signed(value: float) -> str:
+    """Difference with its sign; no sign where it rounds to zero."""
+    text = f"{abs(value):.2f}"
+    if float(text) == 0:
+        return text
+    return ("+" if value > 0 else "−") + text
+
+
+def span(low: float, high: float, decimals: int = 2) -> str:
+    """Interval of a figure that stands before it."""
+    return f"[{low:.{decimals}f}, {high:.{decimals}f}]"
+
+
+def size(size_bytes: int) -> str:
+    """Bytes to three digits; 1 KB is 1000 bytes."""
+    return _scaled(size_bytes, ("bytes", "KB", "MB", "GB", "TB"))
+
+
+def count(value: int) -> str:
+    """Parameters or MACs to three digits."""
+    return _scaled(value, ("", "k", "M", "G", "T"))
+
+
+def decimals_of(value: float) -> int:
+    """Decimals that show `value` with three digits, at most six."""
+    if not math.isfinite(value) or value <= 0:
+        return 2
+    return min(6, max(0, 2 - math.floor(math.log10(value))))
+
+
+def milliseconds(value: float) -> str:
+    """Latency to three digits."""
+    return f"{value:.{decimals_of(value)}f} ms"
+
+
+def duration(seconds: float) -> str:
+    """Time a stage took."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def plural(number: int, noun: str) -> str:
+    """Number and noun."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def times(ratio: float | None, more: str, less: str, same: str) -> str:
+    """A ratio in words that never go below one: 0.5 of 'faster' is '2.0× slower'."""
+    if ratio is None:
+        return MISSING
+    factor = max(ratio, 1 / ratio)
+    decimals = 2 if factor < 1.095 else 1 if factor < 99.95 else 0
+    text = f"{factor:,.{decimals}f}"
+    return same if text == "1.00" else f"{text}× {more if ratio > 1 else less}"
+
+
+def change(points: float) -> str:
+    """Change of accuracy in words."""
+    text = f"{abs(points):.2f}"
+    if float(text) == 0:
+        return "no points lost"
+    return f"{text} points {'gained' if points > 0 else 'lost'}"
+
+
+def _scaled(value: int, units: tuple[str, ...]) -> str:
+    """A whole number to three digits with a decimal unit; the first unit is for numbers below 1000."""
+    if value < 1000:
+        return f"{value} {units[0]}".strip()
+    step, scaled = 1, value / 1000
+    while scaled >= 999.5 and step < len(units) - 1:  # from 999.5 on it would be printed as 1000
+        step, scaled = step + 1, scaled / 1000
+    decimals = 2 if scaled < 9.995 else 1 if scaled < 99.95 else 0
+    return f"{scaled:,.{decimals}f} {units[step]}"

@@ -1,0 +1,129 @@
+"""What every stage is given and what stages share: wiring, no mathematics."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.checkpoint import Checkpoint, Draft
+from compress.config import RecoveryConfig
+from compress.data.base import DecisionData
+from compress.errors import StageError, nearest
+from compress.events import Progress
+from compress.models.cost import macs, parameters
+from compress.training import Workplace, evaluate, fit
+
+Run = Callable[[Checkpoint, Any, "Context"], Draft]
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything a stage may use besides its input and its settings. There is no test split in it."""
+
+    data: DecisionData
+    reference: Checkpoint
+    """The model that recovery distils from and that accuracy is compared with."""
+    device: str
+    threads: int
+    seed: int
+    """Of this stage alone."""
+    scratch: Path
+    """Folder for what a killed stage needs to go on."""
+    progress: Progress
+    trusted: frozenset[str]
+    """Factories of the user's own pipeline file, which may run code."""
+    parent_accuracy: dict[str, dict[str, float]] = field(default_factory=dict)
+    """What bench measured of the stage's input, by split: to be written down, never to decide by."""
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Show a line and keep it in the checkpoint's history."""
+        self.notes.append(text)
+        self.progress.note(text)
+
+    def warn(self, text: str) -> None:
+        """Show a warning and keep it in the checkpoint's history."""
+        self.warnings.append(text)
+        self.progress.warn(text)
+
+    @property
+    def workplace(self) -> Workplace:
+        """Where training happens."""
+        return Workplace(self.device, self.seed, self.scratch, self.progress)
+
+    def example(self) -> Tensor:
+        """Two training samples, as the model gets them."""
+        return next(iter(self.data.train.take([0, len(self.data.train) - 1]).batches(2))).inputs
+
+    def validation_percent(self, model: nn.Module) -> float:
+        """Accuracy on validation; `model` is on the CPU before and after."""
+        model.to(self.device)
+        _, correct = evaluate(model, self.data.validation, self.device)
+        model.cpu()
+        return 100.0 * correct / len(self.data.validation)
+
+
+def recover(model: nn.Module, config: RecoveryConfig | None, context: Context) -> tuple[dict[str, float | int], ...]:
+    """Train `model` in place after surgery, by default on the answers of the reference model; a row per epoch."""
+    percent = context.validation_percent(model)
+    if config is None:
+        context.note(f"{percent:.2f} % on validation, without recovery training")
+        return ()
+    context.note(f"{percent:.2f} % on validation before recovery training")
+    needs_teacher = any(entry.kd is not None for entry in config.losses)
+    teacher = context.reference.build(context.trusted) if needs_teacher else None
+    return fit(model, context.data, config.losses, teacher, config, context.workplace)
+
+
+def warn_of_idle_patterns(key: str, patterns: Sequence[str], names: Sequence[str], context: Context) -> None:
+    """Name the patterns that match nothing: most likely a slip of the pen."""
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            context.warn(f"{key}: '{pattern}' matches nothing{nearest(pattern, names)}")
+
+
+def check_forward(model: nn.Module, example: Tensor, classes: int, what: str) -> None:
+    """Run a model once and check that it answers one logit per class.
+
+    Raises:
+        StageError: with the reason where it fails or answers something else.
+    """
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits = model(example)
+    except Exception as error:  # a user's forward may raise anything
+        reason = str(error).strip().splitlines()
+        shape = tuple(example.shape[1:])
+        raise StageError(
+            f"{what}: the forward pass fails on inputs of shape {shape}: {reason[0] if reason else type(error).__name__}"
+        ) from error
+    if not isinstance(logits, Tensor):
+        raise StageError(f"{what}: the forward pass returns a {type(logits).__name__}, not one tensor of logits")
+    if tuple(logits.shape) != (len(example), classes):
+        hint = ""
+        if logits.dim() == 2 and logits.shape[0] == len(example):
+            hint = f"; set its kwargs to {{num_classes: {classes}}}, or what its factory calls it"
+        raise StageError(
+            f"{what}: answers {tuple(logits.shape)} for {len(example)} samples, but the data has {classes} classes{hint}"
+        )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs."""
+
+    parameters: int
+    macs: int
+
+
+def cost_of(model: nn.Module, example: Tensor) -> Cost:
+    """Parameters, and multiply-accumulates of one sample."""
+    return Cost(parameters(model), macs(model, example[:1]))

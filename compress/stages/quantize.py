@@ -1,0 +1,72 @@
+"""`quantize`: post-training int8 with ranges from training samples; the ONNX file is what gets measured from here on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+from compress.checkpoint import Checkpoint, Draft
+from compress.config import QuantizeConfig
+from compress.data.splits import stratified_sample
+from compress.errors import StageError
+from compress.manifest import MODEL_ONNX
+from compress.onnx_io.convert import serialized, to_onnx
+from compress.onnx_io.quantize import (
+    activation_scales,
+    collect_ranges,
+    matching_nodes,
+    quantize,
+    resolved_target,
+)
+from compress.stages.base import Context, warn_of_idle_patterns
+
+
+def run(parent: Checkpoint, config: QuantizeConfig, context: Context) -> Draft:
+    """Convert to ONNX, collect ranges chunk by chunk, quantize.
+
+    Raises:
+        StageError: where no operator of the model can be quantized.
+        ExportError: where the model cannot be converted.
+    """
+    model = parent.build(context.trusted)
+    target = resolved_target(config.target)
+    graph = to_onnx(model, context.data.input_shape)
+    keep_float = matching_nodes(graph, config.keep_float)
+    warn_of_idle_patterns("quantize.keep_float", config.keep_float, [node.name for node in graph.node], context)
+    ranges = collect_ranges(graph, _chunks(config, context))
+    quantized = quantize(graph, ranges, target, keep_float)
+    scales = activation_scales(quantized)
+    if not scales:
+        raise StageError("quantize: ONNX Runtime can quantize no operator of this model")
+    context.note(f"for {target.name}: {target.activations} activations, int8 weights; {len(scales)} tensors quantized")
+    record: dict[str, JsonValue] = {
+        "version": 1,
+        "target": target.name,
+        "activations": target.activations,
+        "weights": "int8, per channel, symmetric",
+        "reduce_range": target.reduce_range,
+        "calibration": config.calibration.model_dump(mode="json"),
+        "keep_float": list(keep_float),
+        "ranges": {name: [low, high] for name, (low, high) in ranges.items()},
+        "scales": {name: dict(scale) for name, scale in scales.items()},
+    }
+    return Draft(
+        parent.arch, parent.edits, model, form="int8", quantization=record, files={MODEL_ONNX: serialized(quantized)}
+    )
+
+
+def _chunks(config: QuantizeConfig, context: Context) -> Iterator[NDArray[np.float32]]:
+    """Calibration inputs from the training split, stratified by class, never augmented."""
+    train = context.data.train
+    samples = min(config.calibration.samples, len(train))
+    if samples < config.calibration.samples:
+        context.warn(f"calibration uses all {samples} training samples; {config.calibration.samples} were asked for")
+    chosen = train.take(stratified_sample(train.labels, samples, context.seed))
+    done = 0
+    for batch in chosen.batches(config.calibration.chunk):
+        yield batch.inputs.numpy()
+        done += len(batch.labels)
+        context.progress.work("calibration", done, samples)

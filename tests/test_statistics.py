@@ -1,0 +1,206 @@
+"""Intervals against independent computations, and what must hold for all inputs."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from compress.methods.statistics import median_interval, paired_difference, quantile, two_proportions_differ, wilson
+
+counts = st.integers(0, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
+pairs = st.lists(st.tuples(st.booleans(), st.booleans()), max_size=300)
+floats = st.floats(-1e6, 1e6)
+
+
+def columns(rows):
+    """Two boolean vectors from a list of pairs."""
+    table = np.array(rows, dtype=bool).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+def from_counts(neither, only_reference, only_other, both):
+    """Two boolean vectors with these numbers of samples."""
+    cells = [(False, False), (True, False), (False, True), (True, True)]
+    return columns(np.repeat(cells, [neither, only_reference, only_other, both], axis=0))
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 1), (1, 1), (0, 17), (17, 17), (3, 10), (360, 719), (9344, 10000)])
+def test_wilson_agrees_with_scipy(correct, n):
+    expected = stats.binomtest(correct, n).proportion_ci(0.95, method="wilson")
+    assert wilson(correct, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@given(counts)
+def test_wilson_holds_the_proportion_and_mirrors(count):
+    correct, n = count
+    low, high = wilson(correct, n)
+    assert 0 <= low < high <= 1
+    if n:
+        assert low <= correct / n <= high
+    assert wilson(n - correct, n) == pytest.approx((1 - high, 1 - low), abs=1e-12)
+
+
+@given(counts.filter(lambda count: count[1] > 0), st.integers(2, 50))
+def test_wilson_narrows_with_more_samples(count, times):
+    correct, n = count
+    few, many = wilson(correct, n), wilson(correct * times, n * times)
+    assert many[1] - many[0] < few[1] - few[0]
+
+
+def test_wilson_without_samples_knows_nothing():
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("correct", "n"), [(-1, 5), (6, 5), (1, 0)])
+def test_impossible_counts_are_refused(correct, n):
+    with pytest.raises(ValueError, match=f"got {correct} of {n}"):
+        wilson(correct, n)
+    with pytest.raises(ValueError, match=f"got {correct} of {n}"):
+        two_proportions_differ(1, 2, correct, n)
+
+
+def test_paired_difference_agrees_with_published_code():
+    # R package statpsych, documentation of ci.prop.ps(.05, 12, 4, 26, 6); Bonett & Price are its authors' source.
+    difference, low, high = paired_difference(*from_counts(12, 4, 26, 6))
+    assert difference == pytest.approx(22 / 48)
+    assert (low, high) == pytest.approx((0.2548067, 0.6251933), abs=5e-8)
+
+
+def test_paired_difference_covers_what_it_promises():
+    """Exact coverage, from all outcomes of small samples with a few cell probabilities."""
+    n = 30
+    for only_reference, only_other in [(0.1, 0.1), (0.05, 0.2), (0.3, 0.1), (0.02, 0.02)]:
+        covered = 0.0
+        for b in range(n + 1):
+            for c in range(n + 1 - b):
+                _, low, high = paired_difference(*from_counts(n - b - c, b, c, 0))
+                if low <= only_other - only_reference <= high:
+                    cells = [only_reference, only_other, 1 - only_reference - only_other]
+                    covered += stats.multinomial.pmf([b, c, n - b - c], n, cells)
+        assert covered > 0.94
+
+
+@given(pairs)
+def test_paired_difference_holds_the_difference_and_mirrors(rows):
+    reference, other = columns(rows)
+    difference, low, high = paired_difference(reference, other)
+    assert -1 <= low <= difference <= high <= 1
+    if rows:
+        assert difference == pytest.approx(other.mean() - reference.mean(), abs=1e-12)
+    assert paired_difference(other, reference) == pytest.approx((-difference, -high, -low), abs=1e-12)
+
+
+@given(pairs.filter(bool))
+def test_paired_difference_narrows_with_more_samples(rows):
+    (_, low, high), (_, low_many, high_many) = paired_difference(*columns(rows)), paired_difference(*columns(rows * 20))
+    assert high_many - low_many < high - low
+
+
+def test_paired_difference_ignores_order_and_agreement_narrows_it():
+    reference, other = from_counts(10, 20, 5, 100)
+    shuffle = np.random.default_rng(0).permutation(len(reference))
+    assert paired_difference(reference[shuffle], other[shuffle]) == paired_difference(reference, other)
+    _, low, high = paired_difference(reference, other)
+    # Unpaired samples of the same accuracies differ in more places.
+    _, low_unpaired, high_unpaired = paired_difference(reference, np.sort(other)[::-1])
+    assert high - low < high_unpaired - low_unpaired
+
+
+def test_paired_difference_without_samples_knows_nothing():
+    assert paired_difference(*columns([])) == (0.0, -1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("reference", "other", "message"),
+    [
+        (np.ones(3, bool), np.ones(4, bool), r"one length, got \(3,\) and \(4,\)"),
+        (np.ones((2, 2), bool), np.ones((2, 2), bool), "vectors"),
+        (np.ones(3, int), np.ones(3, bool), "boolean, got int64 and bool"),
+    ],
+)
+def test_paired_difference_refuses_what_is_no_pair_of_boolean_vectors(reference, other, message):
+    with pytest.raises(ValueError, match=message):
+        paired_difference(reference, other)
+
+
+@pytest.mark.parametrize("table", [(99, 100, 90, 100), (500, 1000, 520, 1000), (3, 4, 1, 9), (360, 360, 700, 719)])
+def test_two_proportions_agree_with_the_chi_squared_test(table):
+    correct_a, n_a, correct_b, n_b = table
+    observed = [[correct_a, n_a - correct_a], [correct_b, n_b - correct_b]]
+    expected = stats.chi2_contingency(observed, correction=False).pvalue
+    assert two_proportions_differ(*table) == pytest.approx(expected, rel=1e-9)
+
+
+@given(counts, counts)
+def test_two_proportions_give_a_probability_and_swap(a, b):
+    p_value = two_proportions_differ(*a, *b)
+    assert 0 <= p_value <= 1
+    assert two_proportions_differ(*b, *a) == pytest.approx(p_value, abs=1e-12)
+
+
+@pytest.mark.parametrize("table", [(0, 0, 5, 10), (5, 10, 0, 0), (10, 10, 5, 5), (0, 10, 0, 5), (5, 10, 10, 20)])
+def test_two_proportions_that_cannot_differ(table):
+    assert two_proportions_differ(*table) == 1.0
+
+
+def test_training_on_validation_stands_out():
+    assert two_proportions_differ(5000, 5000, 9339, 10000) < 1e-12
+
+
+@pytest.mark.parametrize("n", [*range(1, 60), 100, 999, 2001])
+def test_median_interval_is_the_narrowest_that_covers(n):
+    """The interval of 0, 1, …, n-1 tells the ranks it takes; their coverage is a binomial probability."""
+    median, low, high = median_interval(np.arange(n)[::-1])
+    assert median == (n - 1) / 2
+    assert low + high == n - 1
+    rank = int(low) + 1
+
+    def coverage(k):
+        return stats.binom.pmf(np.arange(k, n - k + 1), n, 0.5).sum()
+
+    if n < 6:
+        assert rank == 1
+        return
+    assert coverage(rank) >= 0.95
+    assert coverage(rank + 1) < 0.95
+
+
+def test_median_interval_covers_in_simulation():
+    samples = np.random.default_rng(0).lognormal(size=(1000, 25))
+    hits = sum(low <= 1.0 <= high for _, low, high in map(median_interval, samples))
+    # 95.7 % expected; four standard errors below.
+    assert hits >= 930
+
+
+def test_median_interval_of_many_values_agrees_with_the_binomial_quantile():
+    n = 1_000_000
+    _, low, _ = median_interval(np.arange(n))
+    # ppf is the smallest k with P(B <= k) >= 2.5 %, so P(B < k) is below and k the rank.
+    assert low + 1 == stats.binom.ppf(0.025, n, 0.5)
+
+
+@given(st.lists(floats, min_size=1, max_size=60))
+def test_median_interval_is_ordered_and_mirrors(values):
+    median, low, high = median_interval(values)
+    assert min(values) <= low <= median <= high <= max(values)
+    assert median_interval([-value for value in values]) == (-median, -high, -low)
+
+
+@given(st.lists(floats, min_size=1, max_size=60), st.floats(0, 1), st.floats(0, 1))
+def test_quantiles_rise(values, q, r):
+    low, high = sorted((q, r))
+    assert quantile(values, 0) == min(values)
+    assert quantile(values, 1) == max(values)
+    assert quantile(values, low) <= quantile(values, high) + 1e-9 * max(map(abs, values))
+
+
+def test_quantile_lies_between_order_statistics():
+    assert quantile([4.0, 1.0, 3.0, 2.0], 0.9) == pytest.approx(3.7)
+
+
+def test_no_values_are_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        quantile([], 0.5)
+    with pytest.raises(ValueError, match="at least one"):
+        median_interval([])
