@@ -92,7 +92,7 @@ class Checkpoint:
         if empty:
             raise CheckpointError(f"{path}: brings no values for '{empty[0]}'")
         if self.manifest.memory_format == "channels_last":
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this form
+            model.to(memory_format=torch.channels_last)
         return model.eval()
 
 
@@ -136,7 +136,7 @@ def save(
     layout = _memory_format(draft.model)
     if layout == "channels_last":
         # One layout throughout, so that the model in memory computes to the bit what the reloaded one will.
-        draft.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this form
+        draft.model.to(memory_format=torch.channels_last)
     tensors, aliases = _state(draft.model)
     _check_finite(tensors)
     with new_folder(path) as folder:
@@ -214,7 +214,7 @@ def _check_finite(tensors: Mapping[str, Tensor]) -> None:
 
 def _memory_format(model: nn.Module) -> str:
     for parameter in model.parameters():
-        if parameter.dim() == 4 and not parameter.is_contiguous():
-            if parameter.is_contiguous(memory_format=torch.channels_last):
-                return "channels_last"
+        channels_last = parameter.dim() == 4 and parameter.is_contiguous(memory_format=torch.channels_last)
+        if channels_last and not parameter.is_contiguous():  # with one channel or one pixel the two are the same
+            return "channels_last"
     return "contiguous"

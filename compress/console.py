@@ -76,7 +76,7 @@ class Terminal:
     def stage_finished(self, name: str, seconds: float, summary: str) -> None:
         """One line with what bench measured."""
         self._drop_bar()
-        self._print(f"  [green]done[/green] in {_duration(seconds)}: {escape(summary)}")
+        self._print(f"  [green]{escape(name)} done[/green] in {_duration(seconds)}: {escape(summary)}")
 
     def work(self, what: str, done: int, total: int, detail: str = "") -> None:
         """Move the bar; in a log, a line now and then."""

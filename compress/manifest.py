@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -27,7 +27,7 @@ FILE_NAME = "checkpoint.json"
 WEIGHTS = "model.safetensors"
 QUANTIZATION = "quantization.json"
 MODEL_ONNX = "model.onnx"
-VERSION = 1
+VERSION: Final = 1
 _MAX_BYTES = 256 << 20
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import platform
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -163,17 +164,17 @@ class _Run:
         started = time.perf_counter()
         if parent is None or reference is None:
             assert isinstance(planned.settings, ModelConfig)
-            draft, notes, warnings = source.make(planned.settings, planned.seed), (), ()
+            draft = source.make(planned.settings, planned.seed)
         else:
-            draft, notes, warnings = self._run_stage(planned, parent, reference, scratch)
+            draft = self._run_stage(planned, parent, reference, scratch)
         seconds = time.perf_counter() - started
         entry = HistoryEntry(
             stage=planned.name,
             parent=parent.checkpoint.digest if parent else None,
             settings=identity(planned.settings),
             seconds=seconds,
-            notes=notes,
-            warnings=warnings,
+            notes=draft.notes,
+            warnings=draft.warnings,
             training=draft.training,
         )
         checkpoint = checkpoints.save(
@@ -192,9 +193,7 @@ class _Run:
         self.progress.stage_finished(planned.label, seconds, _summary(measurement))
         return _Done(planned, checkpoint, measurement)
 
-    def _run_stage(
-        self, planned: Planned, parent: _Done, reference: _Done, scratch: Path
-    ) -> tuple[Draft, tuple[str, ...], tuple[str, ...]]:
+    def _run_stage(self, planned: Planned, parent: _Done, reference: _Done, scratch: Path) -> Draft:
         context = Context(
             data=self.data.for_decisions(),
             reference=reference.checkpoint,
@@ -207,7 +206,7 @@ class _Run:
             parent_accuracy=parent.measurement.accuracy.model_dump(mode="json"),
         )
         draft = STAGES[planned.name].load()(parent.checkpoint, planned.settings, context)
-        return draft, tuple(context.notes), tuple(context.warnings)
+        return replace(draft, notes=tuple(context.notes), warnings=tuple(context.warnings))
 
     def _load(self, folder: Path) -> Checkpoint:
         try:
@@ -321,8 +320,6 @@ class _Run:
 
 
 def _verification(checkpoint: Checkpoint) -> dict[str, float | None]:
-    import json
-
     content = json.loads((checkpoint.path / "metadata.json").read_bytes())
     verification: dict[str, float | None] = content["verification"]
     return verification

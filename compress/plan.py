@@ -223,6 +223,7 @@ def _steps(stages: Sequence[Planned], reference_at: int, keys: Keys, cache: Cach
     for planned in stages:
         if waits_for is not None:
             yield Step(planned, "follows", f"takes what '{waits_for}' makes", None)
+            waits_for = planned.label
             continue
         key = keys.stage(planned, parent, reference, measured)
         found = None if fresh else cache.find(planned, key)

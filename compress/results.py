@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from compress.errors import CompressError
 
-VERSION = 1
+VERSION: Final = 1
 METRICS = "metrics.json"
 """File beside a checkpoint that holds its `Measurement`."""
 
@@ -156,12 +156,21 @@ class Results(Record):
     reference: str
     """Stage of the row that the others are compared with: the last `train` at the head of the pipeline, or `source`."""
     classes: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...] = Field(min_length=1)
     difference: PairedDifference | None = None
     """The last row against the reference, on validation."""
     budget: Budget | None = None
     artifact: Artifact | None = None
     warnings: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        stages = [row.stage for row in self.rows]
+        if len(set(stages)) != len(stages):
+            raise ValueError("rows must have different stages")
+        if self.reference not in stages:
+            raise ValueError(f"reference '{self.reference}' is none of the rows ({', '.join(stages)})")
+        return self
 
     def reference_row(self) -> Row:
         """The row that the others are compared with."""

@@ -164,31 +164,35 @@ def _factor(model: nn.Module, edit: Factor) -> None:
 
 def factor_pair(layer: nn.Module, rank: int) -> nn.Sequential | None:
     """Two uninitialised layers of `rank` channels between them that can stand for `layer`; None where none can."""
+    with torch.random.fork_rng(devices=[]):  # the initialisation is overwritten; it must not shift the seed
+        pair = _pair(layer, rank)
+    if pair is None:
+        return None
+    weight = layer.get_parameter("weight")
+    return pair.to(device=weight.device, dtype=weight.dtype).train(layer.training)
+
+
+def _pair(layer: nn.Module, rank: int) -> nn.Sequential | None:
     if isinstance(layer, nn.Linear):
-        like = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-        with torch.random.fork_rng(devices=[]):  # the initialisation is overwritten; it must not shift the seed
-            return nn.Sequential(
-                nn.Linear(layer.in_features, rank, bias=False, **like),
-                nn.Linear(rank, layer.out_features, bias=layer.bias is not None, **like),
-            ).train(layer.training)
+        second = nn.Linear(rank, layer.out_features, bias=layer.bias is not None)
+        return nn.Sequential(nn.Linear(layer.in_features, rank, bias=False), second)
     if isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros":
-        like = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-        height, width = layer.kernel_size
-        with torch.random.fork_rng(devices=[]):
-            return nn.Sequential(
-                nn.Conv2d(
-                    layer.in_channels,
-                    rank,
-                    (height, width),
-                    stride=layer.stride,
-                    padding=layer.padding,
-                    dilation=layer.dilation,
-                    bias=False,
-                    **like,
-                ),
-                nn.Conv2d(rank, layer.out_channels, 1, bias=layer.bias is not None, **like),
-            ).train(layer.training)
+        first = nn.Conv2d(
+            layer.in_channels,
+            rank,
+            _two(layer.kernel_size),
+            stride=_two(layer.stride),
+            padding=layer.padding if isinstance(layer.padding, str) else _two(layer.padding),
+            dilation=_two(layer.dilation),
+            bias=False,
+        )
+        return nn.Sequential(first, nn.Conv2d(rank, layer.out_channels, 1, bias=layer.bias is not None))
     return None
+
+
+def _two(values: tuple[int, ...]) -> tuple[int, int]:
+    height, width = values
+    return height, width
 
 
 def is_factor_of(name: str, edits: Iterable[Edit]) -> bool:

@@ -7,6 +7,8 @@ best weights alone. They are saved after every epoch; a killed run goes on there
 from __future__ import annotations
 
 import functools
+import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +18,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -176,7 +179,7 @@ class _Loop:
                 total += self._step(batch, epoch * self.steps + step)
                 self.place.progress.work(f"epoch {epoch + 1}/{self.config.epochs}", step + 1, self.steps)
         loss = float(total) / self.steps
-        if not loss == loss or loss in (float("inf"), float("-inf")):
+        if not math.isfinite(loss):
             raise TrainingError(
                 f"the loss is not finite in epoch {epoch + 1}: try a lower learning_rate than "
                 f"{self.config.learning_rate}, a gradient_clip such as 1.0, or precision: fp32"
@@ -263,10 +266,6 @@ class _State:
 
 
 def _read_rows(path: Path) -> list[dict[str, float | int]]:
-    import json
-
-    from safetensors import safe_open
-
     with safe_open(path, framework="pt") as file:
         rows: list[dict[str, float | int]] = json.loads(file.metadata()["rows"])
     return rows

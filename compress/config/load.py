@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -56,7 +57,7 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
         pipeline = Pipeline.model_validate_json(json.dumps(_plain(document)))
     except ValidationError as error:
         found = [_problem(details, document, path, overridden) for details in _in_file_order(error.errors(), document)]
-        raise ConfigError([*found, *order]) from None
+        raise ConfigError([*_merged(found), *order]) from None
     if order:
         raise ConfigError(order)
     located: Pipeline = _with_absolute_paths(pipeline, path.resolve().parent, overridden, ())
@@ -218,9 +219,8 @@ def _locate(document: CommentedMap, location: Location) -> tuple[int, Location]:
     line = 1
     keys: list[str | int] = []
     for part in location:
-        if (isinstance(node, dict) and part in node) or (
-            isinstance(node, list) and isinstance(part, int) and part < len(node)
-        ):
+        is_item = isinstance(node, list) and isinstance(part, int) and part < len(node)
+        if is_item or (isinstance(node, dict) and part in node):
             line, node = _key_line(node, part, line), node[part]
             keys.append(part)
         elif part in ("digits", "arrays", "image_folder", "torchvision", "python") and keys == ["data"]:
@@ -233,6 +233,19 @@ def _locate(document: CommentedMap, location: Location) -> tuple[int, Location]:
 
 def _in_file_order(errors: list[ErrorDetails], document: CommentedMap) -> list[ErrorDetails]:
     return sorted(errors, key=lambda details: _locate(document, details["loc"])[0])
+
+
+def _merged(problems: Sequence[Problem]) -> list[Problem]:
+    """One problem per key: a setting that may be one of two kinds is reported for each kind it is not."""
+    by_key: dict[tuple[str, str], Problem] = {}
+    for problem in problems:
+        first = by_key.setdefault((problem.where, problem.key), problem)
+        if first is not problem:
+            kind = problem.message.partition(", got ")[0].removeprefix("must be ")
+            by_key[problem.where, problem.key] = replace(
+                first, message=first.message.replace(", got ", f" or {kind}, got ", 1)
+            )
+    return list(by_key.values())
 
 
 def _problem(details: ErrorDetails, document: CommentedMap, path: Path, overridden: set[Location]) -> Problem:

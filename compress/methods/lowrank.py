@@ -19,7 +19,8 @@ def as_matrix(weight: Float[Tensor, "out ..."]) -> Float[Tensor, "out rest"]:
 
 def singular_values(weight: Float[Tensor, "out ..."]) -> Float[Tensor, " k"]:
     """Singular values of the weight's matrix, descending, float64; k = min(out, rest)."""
-    return torch.linalg.svdvals(as_matrix(weight).double())
+    values: Tensor = torch.linalg.svdvals(as_matrix(weight).double())
+    return values
 
 
 def split(weight: Float[Tensor, "out ..."], rank: int) -> tuple[Float[Tensor, "rank ..."], Float[Tensor, "out rank"]]:

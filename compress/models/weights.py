@@ -79,8 +79,8 @@ def published_weights(arch: Arch, name: str) -> Mapping[str, Tensor]:
         if scheme == "timm" and name == "pretrained":
             import timm
 
-            state = timm.create_model(builder, pretrained=True, **arch.kwargs).state_dict()
-            return state
+            fetched: Mapping[str, Tensor] = timm.create_model(builder, pretrained=True, **arch.kwargs).state_dict()
+            return fetched
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise ModelError(
             f"model.weights: '{name}' of '{arch.factory}' cannot be fetched: {error}; "

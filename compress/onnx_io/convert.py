@@ -37,7 +37,7 @@ def to_onnx(model: nn.Module, input_shape: Sequence[int]) -> onnx.ModelProto:
     Raises:
         ExportError: where torch cannot export the model, with its reason.
     """
-    plain = copy.deepcopy(model).cpu().float().to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    plain = copy.deepcopy(model).cpu().float().to(memory_format=torch.contiguous_format).eval()
     example = torch.zeros(2, *input_shape)
     try:
         with _quiet():
@@ -88,7 +88,8 @@ def add_metadata(proto: onnx.ModelProto, metadata: dict[str, str]) -> onnx.Model
 
 def serialized(proto: onnx.ModelProto) -> bytes:
     """The bytes of a file; equal graphs give equal bytes."""
-    return proto.SerializeToString(deterministic=True)
+    content: bytes = proto.SerializeToString(deterministic=True)
+    return content
 
 
 def _pool_globally(proto: onnx.ModelProto) -> None:

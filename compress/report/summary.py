@@ -25,7 +25,7 @@ DEFINITIONS: Facts = (
         "Points lost or gained",
         (
             "Accuracy minus the reference's in percentage points, so a loss has a minus sign. The 95 % interval is "
-            "paired: it comes from the samples that only one of the two models gets right, and is narrower than two "
+            "paired: it comes from the samples that only one of the two models gets right, and is mostly narrower than two "
             "separate intervals would suggest."
         ),
     ),

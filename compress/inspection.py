@@ -1,0 +1,108 @@
+"""What a checkpoint holds, for the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from pydantic import ValidationError
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from compress.checkpoint import load
+from compress.edits import Attribute, Edit, Factor, Keep
+from compress.manifest import HistoryEntry
+from compress.models.cost import parameters
+from compress.results import METRICS, Measurement
+
+_SHOWN_EDITS = 12
+
+
+def describe(folder: Path, *, trust_code: bool) -> RenderableType:
+    """Architecture, edits, lineage, files and metrics of a checkpoint.
+
+    Args:
+        folder: the checkpoint; every file in it is checked first.
+        trust_code: build the model even where that runs the checkpoint's own code.
+
+    Raises:
+        CheckpointError: where it is damaged, or its code is not trusted.
+    """
+    checkpoint = load(folder)
+    model = checkpoint.build({checkpoint.arch.factory} if trust_code else ())
+    kwargs = json.dumps(dict(checkpoint.arch.kwargs))
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_column(style="bold")
+    facts.add_column()
+    for name, value in (
+        ("checkpoint", str(folder)),
+        ("digest", checkpoint.digest),
+        ("form", checkpoint.form),
+        ("architecture", f"{checkpoint.arch.factory} {kwargs}"),
+        ("input", f"{checkpoint.inputs.shape}, mean {checkpoint.inputs.mean}, std {checkpoint.inputs.std}"),
+        ("classes", ", ".join(checkpoint.inputs.classes)),
+        ("parameters", f"{parameters(model):,}"),
+    ):
+        facts.add_row(name, escape(value))
+    return Group(
+        facts,
+        "",
+        _lineage(checkpoint.history),
+        "",
+        _edits(checkpoint.edits),
+        "",
+        _files(checkpoint.path),
+        *_metrics(folder),
+    )
+
+
+def _lineage(history: tuple[HistoryEntry, ...]) -> RenderableType:
+    table = Table(title="lineage", title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for heading in ("stage", "made from", "seconds", "notes"):
+        table.add_column(heading)
+    for entry in history:
+        notes = "; ".join((*entry.notes, *(f"warning: {text}" for text in entry.warnings)))
+        table.add_row(entry.stage, (entry.parent or "—")[:12], f"{entry.seconds:.1f}", escape(notes))
+    return table
+
+
+def _edits(edits: tuple[Edit, ...]) -> RenderableType:
+    if not edits:
+        return "edits: none"
+    counts = Counter(edit.edit for edit in edits)
+    title = "edits: " + ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
+    shown = [edit for edit in edits if not isinstance(edit, Attribute)]  # attributes only follow the tensors
+    for edit in shown[:_SHOWN_EDITS]:
+        match edit:
+            case Keep():
+                names = sorted({name for name, _ in edit.axes})
+                table.add_row("keep", f"{len(edit.kept)} of {edit.size}", escape(", ".join(names)))
+            case Factor():
+                table.add_row("factor", f"rank {edit.rank}", escape(edit.module))
+    if len(shown) > _SHOWN_EDITS:
+        table.add_row("…", f"{len(shown) - _SHOWN_EDITS} more", "")
+    return table
+
+
+def _files(folder: Path) -> RenderableType:
+    table = Table(title="files", title_justify="left", box=None, pad_edge=False, show_header=False)
+    for path in sorted(folder.iterdir()):
+        table.add_row(escape(path.name), f"{path.stat().st_size:,} bytes")
+    return table
+
+
+def _metrics(folder: Path) -> list[RenderableType]:
+    try:
+        found = Measurement.model_validate_json((folder / METRICS).read_bytes())
+    except (OSError, ValidationError):
+        return ["", "metrics: not measured"]
+    table = Table(title="metrics", title_justify="left", box=None, pad_edge=False, show_header=False)
+    for name, accuracy in (("validation", found.accuracy.validation), ("test", found.accuracy.test)):
+        interval = f"95 % interval {accuracy.low:.2f} to {accuracy.high:.2f}"
+        table.add_row(f"{name} accuracy", f"{accuracy.percent:.2f} % ({accuracy.correct} of {accuracy.n}, {interval})")
+    table.add_row("MACs", f"{found.macs:,}")
+    table.add_row(f"{found.precision} ONNX", f"{found.size_bytes:,} bytes")
+    return ["", table]
