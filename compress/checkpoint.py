@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,9 +83,9 @@ class Checkpoint:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: cannot be read: {error}") from None
         try:
-            _tie(model, self.manifest.aliases)
             state |= {alias: state[name] for alias, name in self.manifest.aliases.items() if name in state}
-            load_state(model, state, str(path), assign=True)
+            with _all_persistent(model):
+                load_state(model, state, str(path), assign=True)
             _tie(model, self.manifest.aliases)
         except ModelError as error:
             raise CheckpointError(str(error)) from None
@@ -186,7 +187,11 @@ def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[int, str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
+    with _all_persistent(model):
+        state = model.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise ModelError(f"the model's state '{name}' is a {type(tensor).__name__}, not a tensor")
         if id(tensor) in first:
             aliases[name] = first[id(tensor)]
             continue
@@ -196,14 +201,25 @@ def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _tie(model: nn.Module, aliases: Mapping[str, str]) -> None:
+    tensors = dict(_named_tensors(model))
     for alias, name in aliases.items():
-        try:
-            path, _, leaf = name.rpartition(".")
-            tensor = getattr(model.get_submodule(path), leaf)
-            path, _, leaf = alias.rpartition(".")
-            setattr(model.get_submodule(path), leaf, tensor)
-        except AttributeError:
-            raise CheckpointError(f"the manifest ties '{alias}' to '{name}', which the model does not have") from None
+        if type(tensors.get(alias)) is not type(tensors.get(name)) or name not in tensors:
+            raise CheckpointError(f"the manifest ties '{alias}' to '{name}', which the model does not have")
+        path, _, leaf = alias.rpartition(".")
+        setattr(model.get_submodule(path), leaf, tensors[name])
+
+
+@contextlib.contextmanager
+def _all_persistent(model: nn.Module) -> Iterator[None]:
+    """Every buffer counts as part of the state: a constructor need not make the others twice the same."""
+    hidden = {module: module._non_persistent_buffers_set for module in model.modules()}
+    try:
+        for module in hidden:
+            module._non_persistent_buffers_set = set()
+        yield
+    finally:
+        for module, names in hidden.items():
+            module._non_persistent_buffers_set = names
 
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from compress import __version__
+from compress.console import literal, make_console
 from compress.errors import CompressError, ConfigError
 
 app = typer.Typer(
@@ -46,15 +45,15 @@ BUDGET_MISSED, INTERRUPTED = 1, 130
 
 def main() -> None:
     """Entry point: user errors become one message and exit code 2, bugs keep their traceback."""
-    errors = Console(stderr=True, highlight=False)
+    errors = make_console(stderr=True)
     try:
         app()
     except ConfigError as error:
         for problem in error.problems:
-            errors.print(f"[red]error:[/red] {escape(str(problem))}", soft_wrap=True)
+            errors.print(f"[red]error:[/red] {literal(str(problem))}", soft_wrap=True)
         sys.exit(error.exit_code)
     except CompressError as error:
-        errors.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        errors.print(f"[red]error:[/red] {literal(str(error))}", soft_wrap=True)
         sys.exit(error.exit_code)
 
 
@@ -90,7 +89,7 @@ def run(
     from compress.config import load_pipeline
 
     pipeline = load_pipeline(file, overrides or ())
-    console = Console(highlight=False)
+    console = make_console()
     from compress.console import Terminal, results_table
     from compress.pipeline import run as run_pipeline
 
@@ -106,16 +105,18 @@ def run(
                 command=_command(file, overrides, until),
             )
     except KeyboardInterrupt:
-        Console(stderr=True).print(f"\nstopped; the same command goes on from {folder}", highlight=False)
+        make_console(stderr=True).print(
+            f"\nstopped; the same command goes on from {literal(str(folder))}", soft_wrap=True
+        )
         raise typer.Exit(INTERRUPTED) from None
     console.print()
     console.print(results_table(results))
-    console.print(f"\nreport: {folder / 'report.html'}", soft_wrap=True)
+    console.print(f"\nreport: {literal(str(folder / 'report.html'))}", soft_wrap=True)
     if results.artifact is not None:
-        console.print(f"artifact: {folder / 'dist' / results.artifact.model}", soft_wrap=True)
+        console.print(f"artifact: {literal(str(folder / 'dist' / results.artifact.model))}", soft_wrap=True)
     budget = results.budget
     if budget is not None and not budget.met:
-        Console(stderr=True, highlight=False).print(
+        make_console(stderr=True).print(
             f"[red]budget missed:[/red] {-budget.difference.points:.2f} points of validation accuracy lost "
             f"(95 % interval {-budget.difference.high:.2f} to {-budget.difference.low:.2f}), "
             f"budget.accuracy_drop allows {budget.accuracy_drop:g}",
@@ -143,9 +144,9 @@ def validate(
     words = {"cached": "[green]cached[/green]", "run": "[yellow]runs[/yellow]", "follows": "[yellow]runs[/yellow]"}
     for step in steps:
         where = f"{step.reason} ({step.folder})" if step.folder else step.reason
-        table.add_row(str(step.planned.position), escape(step.planned.label), words[step.status], escape(where))
-    console = Console(highlight=False)
-    console.print(f"{escape(str(file))}: valid", soft_wrap=True)
+        table.add_row(str(step.planned.position), literal(step.planned.label), words[step.status], literal(where))
+    console = make_console()
+    console.print(f"{literal(str(file))}: valid", soft_wrap=True)
     console.print(table)
 
 
@@ -162,7 +163,7 @@ def inspect(
     """Show what a checkpoint holds: architecture, edits, lineage, metrics. Every file is checked."""
     from compress.inspection import describe
 
-    Console(highlight=False).print(describe(checkpoint, trust_code=trust_code))
+    make_console().print(describe(checkpoint, trust_code=trust_code))
 
 
 @app.command()

@@ -18,6 +18,20 @@ from compress.events import EpochResult
 from compress.results import Results, Row
 
 _LOG_EVERY_SECONDS = 15.0
+_LOG_WIDTH = 1000
+
+
+def literal(text: str) -> str:
+    """Text to be shown as it is: no markup in it counts, and control codes cannot rule the terminal."""
+    return escape("".join(character if character.isprintable() or character in "\n\t" else "�" for character in text))
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console that colours nothing by itself and, where it is no terminal, cuts and wraps nothing."""
+    console = Console(stderr=stderr, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _LOG_WIDTH
+    return console
 
 
 class Terminal:
@@ -61,22 +75,22 @@ class Terminal:
             self._live.__exit__(kind, error, trace)
 
     def _print(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=not self._console.is_terminal)
+        self._console.print(text, highlight=False, emoji=False, soft_wrap=not self._console.is_terminal)
 
     def stage_started(self, name: str, position: int, total: int, reason: str) -> None:
         """A heading with the reason."""
         self._stage = name
-        self._print(f"[bold]{position}/{total} {escape(name)}[/bold]  [dim]{escape(reason)}[/dim]")
+        self._print(f"[bold]{position}/{total} {literal(name)}[/bold]  [dim]{literal(reason)}[/dim]")
 
     def stage_cached(self, name: str, position: int, total: int) -> None:
         """One line."""
         self._stage = name
-        self._print(f"[bold]{position}/{total} {escape(name)}[/bold]  [green]cached[/green]")
+        self._print(f"[bold]{position}/{total} {literal(name)}[/bold]  [green]cached[/green]")
 
     def stage_finished(self, name: str, seconds: float, summary: str) -> None:
         """One line with what bench measured."""
         self._drop_bar()
-        self._print(f"  [green]{escape(name)} done[/green] in {_duration(seconds)}: {escape(summary)}")
+        self._print(f"  [green]{literal(name)} done[/green] in {_duration(seconds)}: {literal(summary)}")
 
     def work(self, what: str, done: int, total: int, detail: str = "") -> None:
         """Move the bar; in a log, a line now and then."""
@@ -88,13 +102,13 @@ class Terminal:
         if self._live is not None:
             label = f"{self._stage}: {what}{f' ({detail})' if detail else ''}"
             if self._task is None:
-                self._task = self._bars.add_task(escape(label), total=total or None, rate=rate)
-            self._bars.update(self._task, completed=done, total=total or None, description=escape(label), rate=rate)
+                self._task = self._bars.add_task(literal(label), total=total or None, rate=rate)
+            self._bars.update(self._task, completed=done, total=total or None, description=literal(label), rate=rate)
             if done == total:
                 self._drop_bar()
         elif time.monotonic() - self._last_log > _LOG_EVERY_SECONDS:
             self._last_log = time.monotonic()
-            self._print(f"  {escape(what)}: {done} of {total} {rate}")
+            self._print(f"  {literal(what)}: {done} of {total} {rate}")
 
     def epoch(self, result: EpochResult) -> None:
         """A line per epoch: loss, accuracy, rate, time left."""
@@ -108,12 +122,12 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """A line."""
-        self._print(f"  {escape(text)}")
+        self._print(f"  {literal(text)}")
 
     def warn(self, text: str) -> None:
         """A line that stands out."""
         self._drop_bar()
-        self._print(f"  [yellow]warning:[/yellow] {escape(text)}")
+        self._print(f"  [yellow]warning:[/yellow] {literal(text)}")
 
     def _drop_bar(self) -> None:
         if self._task is not None:
@@ -123,7 +137,7 @@ class Terminal:
 
 def results_table(results: Results) -> RenderableType:
     """The rows of a run as a table for the terminal."""
-    table = Table(title=escape(results.name), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(title=literal(results.name), title_justify="left", box=None, pad_edge=False, header_style="bold")
     for heading in ("stage", "validation %", "test %", "parameters", "M MACs", "size KB"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     settings = [(entry.batch_size, entry.threads) for entry in results.rows[-1].latency]
@@ -134,7 +148,7 @@ def results_table(results: Results) -> RenderableType:
         marked = f"{row.stage} (reference)" if row.stage == results.reference else row.stage
         times = {(entry.batch_size, entry.threads): entry.median_ms for entry in row.latency}
         table.add_row(
-            escape(marked),
+            literal(marked),
             f"{row.accuracy.validation.percent:.2f}",
             f"{row.accuracy.test.percent:.2f}",
             f"{row.parameters:,}",

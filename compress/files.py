@@ -83,10 +83,16 @@ def new_folder(path: Path) -> Iterator[Path]:
             temporary.chmod(0o755)
             if path.exists():
                 # Rename cannot replace a folder that holds files, so the old one steps aside first.
-                old = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{path.name}-", dir=path.parent))
-                path.replace(old / "old")
-                temporary.replace(path)
-                shutil.rmtree(old)
+                aside = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{path.name}-", dir=path.parent))
+                try:
+                    path.replace(aside / "old")
+                    try:
+                        temporary.replace(path)
+                    except BaseException:
+                        (aside / "old").replace(path)
+                        raise
+                finally:
+                    shutil.rmtree(aside, ignore_errors=True)
             else:
                 temporary.replace(path)
             _sync_folder(path.parent)

@@ -15,6 +15,7 @@ from compress.checkpoint import load
 from compress.edits import Attribute, Edit, Factor, Keep
 from compress.manifest import HistoryEntry
 from compress.models.cost import parameters
+from compress.report.text import plain
 from compress.results import METRICS, Measurement
 
 _SHOWN_EDITS = 12
@@ -45,7 +46,7 @@ def describe(folder: Path, *, trust_code: bool) -> RenderableType:
         ("classes", ", ".join(checkpoint.inputs.classes)),
         ("parameters", f"{parameters(model):,}"),
     ):
-        facts.add_row(name, escape(value))
+        facts.add_row(name, _literal(value))
     return Group(
         facts,
         "",
@@ -64,7 +65,7 @@ def _lineage(history: tuple[HistoryEntry, ...]) -> RenderableType:
         table.add_column(heading)
     for entry in history:
         notes = "; ".join((*entry.notes, *(f"warning: {text}" for text in entry.warnings)))
-        table.add_row(entry.stage, (entry.parent or "—")[:12], f"{entry.seconds:.1f}", escape(notes))
+        table.add_row(_literal(entry.stage), (entry.parent or "—")[:12], f"{entry.seconds:.1f}", _literal(notes))
     return table
 
 
@@ -79,9 +80,9 @@ def _edits(edits: tuple[Edit, ...]) -> RenderableType:
         match edit:
             case Keep():
                 names = sorted({name for name, _ in edit.axes})
-                table.add_row("keep", f"{len(edit.kept)} of {edit.size}", escape(", ".join(names)))
+                table.add_row("keep", f"{len(edit.kept)} of {edit.size}", _literal(", ".join(names)))
             case Factor():
-                table.add_row("factor", f"rank {edit.rank}", escape(edit.module))
+                table.add_row("factor", f"rank {edit.rank}", _literal(edit.module))
     if len(shown) > _SHOWN_EDITS:
         table.add_row("…", f"{len(shown) - _SHOWN_EDITS} more", "")
     return table
@@ -90,7 +91,7 @@ def _edits(edits: tuple[Edit, ...]) -> RenderableType:
 def _files(folder: Path) -> RenderableType:
     table = Table(title="files", title_justify="left", box=None, pad_edge=False, show_header=False)
     for path in sorted(folder.iterdir()):
-        table.add_row(escape(path.name), f"{path.stat().st_size:,} bytes")
+        table.add_row(_literal(path.name), f"{path.stat().st_size:,} bytes")
     return table
 
 
@@ -106,3 +107,8 @@ def _metrics(folder: Path) -> list[RenderableType]:
     table.add_row("MACs", f"{found.macs:,}")
     table.add_row(f"{found.precision} ONNX", f"{found.size_bytes:,} bytes")
     return ["", table]
+
+
+def _literal(text: str) -> str:
+    """Text of a checkpoint, which may come from a stranger: neither markup nor control codes count."""
+    return escape(plain(text))

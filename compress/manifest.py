@@ -146,9 +146,11 @@ def verify(folder: Path, manifest: Manifest) -> None:
     Raises:
         CheckpointError: naming the first bad file.
     """
+    if WEIGHTS not in manifest.files:
+        raise CheckpointError(f"{folder}: the manifest lists no {WEIGHTS}")
     for name, record in manifest.files.items():
         path = folder / name
-        if name != Path(name).name or path.is_symlink():
+        if name != Path(name).name or name == ".." or "\0" in name or path.is_symlink():
             raise CheckpointError(f"{folder}: the manifest names the file '{name}', which is not a file of this folder")
         if not path.is_file():
             raise CheckpointError(f"{path}: is missing")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from compress import checkpoint as checkpoints
 from compress import machine
@@ -109,7 +110,7 @@ class _Run:
         self.keys = Keys(self.pipeline)
         self.device = self._device()
         self.cache.sweep()
-        with _threads(self.keys.threads):
+        with _reproducible(self.keys.threads):
             self.bench = Bench(
                 self.data,
                 self.device,
@@ -136,14 +137,15 @@ class _Run:
         for planned in stages:
             parent = done[-1] if done else None
             reference = done[min(len(done) - 1, reference_at)] if done else None
-            done.append(self._stage(planned, parent, reference, len(stages)))
-            if planned.position == 0:
-                self._check_before_training(done[0], stages)
+            done.append(self._stage(planned, parent, reference, stages))
             if planned.position == reference_at:
                 self._check_reference(done[-1])
         return done
 
-    def _stage(self, planned: Planned, parent: _Done | None, reference: _Done | None, total: int) -> _Done:
+    def _stage(
+        self, planned: Planned, parent: _Done | None, reference: _Done | None, stages: Sequence[Planned]
+    ) -> _Done:
+        total = len(stages)
         key = self.keys.stage(
             planned,
             parent.checkpoint.manifest if parent else None,
@@ -154,8 +156,9 @@ class _Run:
         if found is not None:
             self.progress.stage_cached(planned.label, planned.position + 1, total)
             checkpoint = self._load(found[0])
-            measurement = self._measured(checkpoint)
-            return _Done(planned, checkpoint, measurement)
+            if parent is None:
+                self._check_before_training(checkpoint.build(self.trusted), stages)
+            return _Done(planned, checkpoint, self._measured(checkpoint))
         reason = "--fresh" if self.fresh else self.cache.why_missing(planned, key)
         self.progress.stage_started(planned.label, planned.position + 1, total, reason)
         scratch = self.cache.scratch_for(planned, key)
@@ -165,6 +168,7 @@ class _Run:
         if parent is None or reference is None:
             assert isinstance(planned.settings, ModelConfig)
             draft = source.make(planned.settings, planned.seed)
+            self._check_before_training(draft.model, stages)
         else:
             draft = self._run_stage(planned, parent, reference, scratch)
         seconds = time.perf_counter() - started
@@ -218,16 +222,16 @@ class _Run:
         key = self.keys.measurement(checkpoint.manifest)
         return self.cache.measurement(checkpoint.path, key) or measure(checkpoint, key, self.bench)
 
-    def _check_before_training(self, first: _Done, stages: Sequence[Planned]) -> None:
+    def _check_before_training(self, model: nn.Module, stages: Sequence[Planned]) -> None:
         """Factories, forward passes and shapes, before hours go into training."""
         inputs = next(iter(self.data.train.take([0, len(self.data.train) - 1]).batches(2))).inputs
         classes = len(self.data.classes)
-        check_forward(first.checkpoint.build(self.trusted), inputs, classes, "model")
+        check_forward(model, inputs, classes, "model")
         for planned in stages:
             if isinstance(planned.settings, DistillConfig):
                 student = planned.settings.student
-                model = make_model(Arch(student.factory, student.kwargs), student.weights, planned.seed)
-                check_forward(model, inputs, classes, f"stages.{planned.position - 1}.distill.student")
+                made = make_model(Arch(student.factory, student.kwargs), student.weights, planned.seed)
+                check_forward(made, inputs, classes, f"stages.{planned.position - 1}.distill.student")
         trains = any(planned.name == "train" for planned in stages)
         own_code = Arch(self.pipeline.model.factory).is_code()
         if len(stages) > 1 and not (trains or own_code or self.pipeline.model.weights):
@@ -347,14 +351,15 @@ def _difference(reference: Measurement, other: Measurement) -> PairedDifference:
     """Validation accuracy of `other` minus the reference's, on the same samples."""
     n = reference.accuracy.validation.n
     first, second = unpack(reference.correct["validation"], n), unpack(other.correct["validation"], n)
-    points, low, high = paired_difference(first, second)
+    lost, gained = int((first & ~second).sum()), int((second & ~first).sum())
+    _, low, high = paired_difference(first, second)
     return PairedDifference(
-        points=100.0 * points,
+        points=100.0 * (gained - lost) / n,  # in this order: 7 of 1,000 are 0.7 points, not a rounding error more
         low=100.0 * low,
         high=100.0 * high,
         n=n,
-        only_reference_correct=int((first & ~second).sum()),
-        only_artifact_correct=int((second & ~first).sum()),
+        only_reference_correct=lost,
+        only_artifact_correct=gained,
     )
 
 
@@ -381,10 +386,13 @@ def _machine() -> Machine:
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _reproducible(threads: int) -> Iterator[None]:
+    """The thread count asked for, and on CUDA the same kernels each time, with float32 that is float32 (no TF32)."""
+    cudnn = torch.backends.cudnn
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(threads)
     try:
-        yield
+        with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
     finally:
         torch.set_num_threads(before)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from pydantic import JsonValue, ValidationError
 
 from compress import machine, manifest
 from compress.config import Config, Pipeline, StudentConfig
+from compress.data.files import no_such
 from compress.data.fingerprint import fingerprint, missing
 from compress.errors import CheckpointError, CompressError, ConfigError, Problem, nearest
 from compress.files import TEMPORARY, is_weights_file
@@ -23,6 +26,7 @@ from compress.stages import SOURCE_MODULE, STAGES
 
 SOURCE = "source"
 _BENCH_MODULE = "compress.bench.measure"
+_DATA_MODULE = "compress.data.load"
 _SHOWN_CHANGES = 3
 
 
@@ -100,7 +104,11 @@ class Keys:
             DataError: where data is missing.
         """
         self._pipeline = pipeline
-        self._data = fingerprint(pipeline.data)
+        self._data: dict[str, JsonValue] = {
+            **fingerprint(pipeline.data),
+            "versions": dict(versions(_DATA_MODULE)),
+            "code": code_digest(_DATA_MODULE),
+        }
         self.device = resolved_device(pipeline)
         self.threads = pipeline.threads or machine.cores()
         cuda = machine.cuda_device_name() if self.device == "cuda" else None
@@ -130,7 +138,7 @@ class Keys:
             "parent": parent.digest if parent else None,
             "reference": reference.digest if reference else None,
             "accuracy": written,
-            "data": None if planned.name == SOURCE else dict(self._data),
+            "data": dict(self._data),  # the source, too, records shape, normalisation and classes
             "seed": planned.seed,
             "machine": None if planned.name == SOURCE else self._place,
             "versions": dict(versions(planned.module)),
@@ -187,8 +195,11 @@ class Cache:
 
     def why_missing(self, planned: Planned, key: Mapping[str, JsonValue]) -> str:
         """Which fields changed against the most similar checkpoint of the same stage."""
+        name = re.compile(rf"\d+-{re.escape(planned.label)}-[0-9a-f]+")
         siblings = [
-            record for folder in self.root.glob(f"*-{planned.label}-*") if (record := _readable(folder)) is not None
+            record
+            for folder in self.root.glob(f"*-{planned.label}-*")
+            if name.fullmatch(folder.name) and (record := _readable(folder)) is not None
         ]
         if not siblings:
             return "it has not run yet"
@@ -198,7 +209,7 @@ class Cache:
 
     def sweep(self) -> None:
         """Remove what a killed process left half-written."""
-        for left in self.root.glob(f"{TEMPORARY}*"):
+        for left in [*self.root.glob(f"{TEMPORARY}*"), *self.root.glob(f"*/{TEMPORARY}*")]:
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
@@ -262,15 +273,11 @@ def check_files(pipeline: Pipeline) -> None:
 
 def _missing_model(model: Config, at: str) -> Iterator[Problem]:
     weights, factory = getattr(model, "weights", None), getattr(model, "factory", "")
-    if weights and is_weights_file(weights) and not Path(weights).is_file():
-        yield Problem("", f"{at}.weights", f"no such file: {weights}{_near(Path(weights))}")
+    if weights and is_weights_file(weights) and not os.path.isfile(weights):  # noqa: PTH113  # Path's raises
+        yield Problem("", f"{at}.weights", no_such("file", Path(weights)))
     file, _, _ = factory.rpartition(":")
-    if file.endswith(".py") and not Path(file).is_file():
-        yield Problem("", f"{at}.factory", f"no such file: {file}{_near(Path(file))}")
-
-
-def _near(path: Path) -> str:
-    return nearest(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
+    if file.endswith(".py") and not os.path.isfile(file):  # noqa: PTH113
+        yield Problem("", f"{at}.factory", no_such("file", Path(file)))
 
 
 def _readable(folder: Path) -> Manifest | None:

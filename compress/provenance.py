@@ -40,7 +40,8 @@ def closure(module: str) -> tuple[str, ...]:
     pending = [module]
     while pending:
         name = pending.pop()
-        if name in found or name.startswith(_NOT_CODE):
+        # The package's own __init__ only passes names on; following it would take in everything.
+        if name in found or name == PACKAGE.name or name.startswith(_NOT_CODE):
             continue
         found.add(name)
         pending += [inner for inner in _imports(name) if inner.split(".")[0] == PACKAGE.name]
@@ -98,7 +99,8 @@ def _short(value: JsonValue) -> str:
 
 def _placeless(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
-        return {name: _placeless(inner, name) for name, inner in value.items()}
+        # What kwargs mean only the callable knows.
+        return {name: inner if name == "kwargs" else _placeless(inner, name) for name, inner in value.items()}
     if isinstance(value, list):
         return [_placeless(inner) for inner in value]
     if not isinstance(value, str):

@@ -187,11 +187,13 @@ def load_results(path: Path) -> Results:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise CompressError(f"{path}: no such file; is this the folder of a finished run?") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CompressError(f"{path}: cannot be read: {error}") from None
+    except OSError as error:
+        raise CompressError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise CompressError(f"{path}: is not UTF-8 text") from None
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CompressError(f"{path}: is not valid JSON: {error}") from None
     version = content.get("version") if isinstance(content, dict) else None
     if version != VERSION:

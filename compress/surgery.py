@@ -44,15 +44,20 @@ def encode_positions(model: nn.Module) -> None:
     """Overwrite every tensor of a throwaway copy by the position of each of its elements.
 
     Whatever a pruner then cuts out, `derive` reads from the surviving numbers which indices were kept. Positions are
-    written as integers into the bits of the floats, exact for up to 2^31 elements of float32. The model computes
-    nothing sensible afterwards.
+    written as integers into the bits of the parameters, exact for up to 2^31 elements of float32; buffers, which may
+    hold booleans, become integers. The model computes nothing sensible afterwards.
     """
-    for _, tensor in _tensors(model):
-        if tensor.dim() > 0:
-            integer = _INTEGER_OF[tensor.element_size()]
-            if tensor.numel() - 1 > torch.iinfo(integer).max:
-                raise CheckpointError(f"a tensor of {tensor.numel():,} {tensor.dtype} elements is too large to prune")
-            tensor.data.copy_(torch.arange(tensor.numel(), dtype=integer).view(tensor.dtype).view(tensor.shape))
+    for parameter in model.parameters():
+        integer = _INTEGER_OF[parameter.element_size()]
+        if parameter.numel() - 1 > torch.iinfo(integer).max:
+            raise CheckpointError(f"a tensor of {parameter.numel():,} {parameter.dtype} elements is too large to prune")
+        parameter.data.copy_(
+            torch.arange(parameter.numel(), dtype=integer).view(parameter.dtype).view(parameter.shape)
+        )
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.arange(buffer.numel()).view(buffer.shape)
 
 
 def derive(before: nn.Module, after: nn.Module) -> tuple[Edit, ...]:
@@ -102,7 +107,7 @@ def _changed_attributes(before: nn.Module, after: nn.Module) -> Iterable[Attribu
     for path, module in after.named_modules():
         for name, value in vars(module).items():
             old = vars(originals[path]).get(name)
-            if name.startswith("_") or value == old or not (_is_shape(value) and _is_shape(old)):
+            if name.startswith("_") or not (_is_shape(value) and _is_shape(old)) or value == old:
                 continue
             yield Attribute(module=path, name=name, value=value)
 
@@ -121,7 +126,8 @@ def _module(model: nn.Module, path: str) -> nn.Module:
 
 
 def _keep(model: nn.Module, edit: Keep) -> None:
-    replaced: dict[int, Tensor] = {}  # tied tensors stay tied
+    # Tied tensors stay tied. The old ones are kept alive, lest a new one gets the identity of one that is gone.
+    replaced: dict[int, tuple[Tensor, Tensor]] = {}
     for name, axis in edit.axes:
         path, _, leaf = name.rpartition(".")
         module = _module(model, path)
@@ -136,11 +142,12 @@ def _keep(model: nn.Module, edit: Keep) -> None:
         if id(old) not in replaced:
             index = torch.tensor(edit.kept, device=old.device)
             new = old.detach().index_select(axis, index)
-            replaced[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+            replaced[id(old)] = old, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+        _, new = replaced[id(old)]
         if leaf in module._parameters:
-            setattr(module, leaf, replaced[id(old)])
+            setattr(module, leaf, new)
         else:
-            module._buffers[leaf] = replaced[id(old)]
+            module._buffers[leaf] = new
 
 
 def _set_attribute(model: nn.Module, edit: Attribute) -> None:
@@ -155,9 +162,13 @@ def _set_attribute(model: nn.Module, edit: Attribute) -> None:
 
 def _factor(model: nn.Module, edit: Factor) -> None:
     layer = _module(model, edit.module)
-    pair = factor_pair(layer, edit.rank)
+    pair = factor_pair(layer, 1) if edit.module else None
     if pair is None:
         raise CheckpointError(f"the edits factorize '{edit.module}', a {type(layer).__name__}, which has no such form")
+    weight = layer.get_parameter("weight")
+    if edit.rank > (largest := min(weight.shape[0], weight[0].numel())):
+        raise CheckpointError(f"the edits factorize '{edit.module}' with rank {edit.rank}; its rank is at most {largest}")
+    pair = factor_pair(layer, edit.rank)
     parent, _, leaf = edit.module.rpartition(".")
     setattr(_module(model, parent), leaf, pair)
 

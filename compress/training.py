@@ -19,21 +19,22 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from compress.config import KDLossConfig, LabelLossConfig, LossEntry, TrainingConfig
 from compress.data.base import Batch, DecisionData, Split
 from compress.errors import TrainingError
 from compress.events import EpochResult, Progress
-from compress.files import canonical_json, new_folder
+from compress.files import canonical_json, write_file
 from compress.machine import has_fast_bfloat16
 from compress.methods.losses import label_loss, soft_label_loss
 from compress.methods.schedules import learning_rate
 from compress.seeds import derive_seed
 
 _EVALUATION_BATCH = 256
-_STATE = "training"
+_STATE = "training.safetensors"
+_LOSSES_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -167,25 +168,31 @@ class _Loop:
         self.batch_size = min(config.batch_size, len(data.train))
         self.steps = len(data.train) // self.batch_size
         self.autocast = resolved_precision(config.precision, place.device) == "bf16"
+        self.last_validation = ""
 
     def epoch(self, epoch: int) -> EpochResult:
         started = time.perf_counter()
         seed = derive_seed(self.place.seed, "epoch", epoch)
         self.model.train()
+        standing = ""
         total = torch.zeros((), device=self.accelerator.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for step, batch in enumerate(self._batches(seed)):
                 total += self._step(batch, epoch * self.steps + step)
-                self.place.progress.work(f"epoch {epoch + 1}/{self.config.epochs}", step + 1, self.steps)
+                if step % max(1, self.steps // _LOSSES_SHOWN) == 0:  # reading the loss makes a GPU wait
+                    standing = f"loss {float(total) / (step + 1):.4f}{self.last_validation}"
+                self.place.progress.work(f"epoch {epoch + 1}/{self.config.epochs}", step + 1, self.steps, standing)
         loss = float(total) / self.steps
-        if not math.isfinite(loss):
+        trained = time.perf_counter() - started
+        validation_loss, correct = evaluate(self.model, self.data.validation, str(self.accelerator.device))
+        self.last_validation = f", validation {100.0 * correct / len(self.data.validation):.2f} %"
+        # The training loss is taken before each step, so that what the last one did shows on validation only.
+        if not (math.isfinite(loss) and math.isfinite(validation_loss)):
             raise TrainingError(
                 f"the loss is not finite in epoch {epoch + 1}: try a lower learning_rate than "
                 f"{self.config.learning_rate}, a gradient_clip such as 1.0, or precision: fp32"
             )
-        trained = time.perf_counter() - started
-        validation_loss, correct = evaluate(self.model, self.data.validation, str(self.accelerator.device))
         return EpochResult(
             epoch=epoch + 1,
             epochs=self.config.epochs,
@@ -241,26 +248,29 @@ class _State:
                 f"optimizer.{index}.{slot}": value for slot, value in slots.items() if isinstance(value, Tensor)
             }
         rows = canonical_json(self.rows).decode()
-        with new_folder(scratch / _STATE) as folder:
-            # safetensors takes contiguous tensors of their own memory only.
-            own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-            save_file(own, folder / "state.safetensors", metadata={"rows": rows})
+        # safetensors takes contiguous tensors of their own memory only.
+        own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        write_file(scratch / _STATE, save(own, metadata={"rows": rows}))
 
     @classmethod
     def resume(cls, scratch: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> _State:
         """The state after the last saved epoch, put into model and optimizer; a new one where none was saved."""
         state = cls()
-        path = scratch / _STATE / "state.safetensors"
+        path = scratch / _STATE
         if not path.is_file():
             return state
         state.rows = _read_rows(path)
         tensors = load_file(path)
         model.load_state_dict(_under("model.", tensors))
         state.best = _under("best.", tensors)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         slots: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _under("optimizer.", tensors).items():
             index, slot = name.split(".", 1)
-            slots.setdefault(int(index), {})[slot] = tensor
+            like = parameters[int(index)]
+            # The layout of its parameter again: another one computes more slowly, and may round differently.
+            value = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+            slots.setdefault(int(index), {})[slot] = value
         optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
         return state
 
@@ -286,6 +296,8 @@ def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimize
         {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise TrainingError("no parameter of the model can be trained: each has requires_grad False")
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, 0.999))
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0)

@@ -354,12 +354,12 @@ def moves(down, right, mirror):
     return Moves(torch.tensor([down]), torch.tensor([right]), torch.tensor([mirror]))
 
 
-def test_move_shifts_and_fills_with_zero():
+def test_move_shifts_and_repeats_the_edge():
     image = torch.arange(1.0, 31.0).view(1, 2, 3, 5)
     moved = move(image, moves(1, -2, False))
     assert torch.equal(moved[..., 1:, :3], image[..., :2, 2:])
-    assert (moved[..., 0, :] == 0).all()
-    assert (moved[..., 3:] == 0).all()
+    assert torch.equal(moved[..., 0, :], moved[..., 1, :])
+    assert torch.equal(moved[..., 3:], moved[..., 2:3].expand(1, 2, 3, 2))
 
 
 def test_move_mirrors_left_to_right_after_the_shift():

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+def _names_a_callable(factory: str) -> str:
+    source, _, name = factory.rpartition(":")
+    if not source or not name:
+        raise ValueError(
+            f"must be like 'cifar:resnet56', 'torchvision:resnet18', 'package.module:callable' or "
+            f"'path/to/file.py:callable', got \"{factory}\""
+        )
+    return factory
+
+
 Factory = Annotated[
     str,
+    AfterValidator(_names_a_callable),
     Field(
-        min_length=3,
         description="Where the model comes from: 'cifar:resnet56', 'torchvision:resnet18', 'timm:resnet18', "
         "'package.module:callable' or 'path/to/file.py:callable' (relative to the pipeline file).",
     ),
@@ -31,8 +43,10 @@ class OneOf(Config):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        if sum(getattr(self, name) is not None for name in type(self).model_fields) != 1:
-            raise ValueError(f"must have exactly one key of: {', '.join(type(self).model_fields)}")
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            got = " and ".join(given) or "none"
+            raise ValueError(f"must have exactly one of the keys {', '.join(type(self).model_fields)}; got {got}")
         return self
 
     @property

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from compress.config.base import Config, OpenFraction
 
-Channels = Literal[1, 3]
+Channels = Annotated[Literal[1, 3], Field(description="Channels of the model's input: 1 is grey, 3 is RGB.")]
 ImageSize = Annotated[int, Field(ge=1, le=4096, description="Height and width of the model's input, pixels.")]
+_KIND = "Where the data comes from; decides which other keys there are."
 
 
 class Validation(Config):
@@ -29,7 +30,7 @@ class Validation(Config):
     @model_validator(mode="after")
     def _positive(self) -> Self:
         if self.size <= 0:
-            raise ValueError(f"size must be positive, got {self.size}")
+            raise ValueError(f"size: must be greater than 0, got {self.size}")
         return self
 
 
@@ -49,7 +50,7 @@ class Normalize(Config):
 class Augment(Config):
     """Random changes to training images, drawn anew each epoch."""
 
-    crop: int = Field(default=0, ge=0, description="Shift by up to this many pixels (pad with the mean, crop back).")
+    crop: int = Field(default=0, ge=0, description="Shift by up to this many pixels, edges repeated; image_folder: above 0 crops at random instead.")
     flip: bool = Field(default=False, description="Mirror left to right half of the time.")
 
 
@@ -62,11 +63,21 @@ class DataConfig(Config):
     augment: Augment = Augment()
     validation: Validation = Validation()
 
+    brings_validation: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _validation_exists(self) -> Self:
+        if self.validation.source == "given" and not self.brings_validation:
+            raise ValueError("validation: there is none to be given with this kind of data; use from: train or from: test")
+        return self
+
 
 class DigitsConfig(DataConfig):
     """scikit-learn's bundled 1,797 real handwritten digits (8x8, UCI), resized; needs no download."""
 
-    kind: Literal["digits"]
+    brings_validation: ClassVar[bool] = False
+
+    kind: Literal["digits"] = Field(description=_KIND)
     image_size: ImageSize = 32
     channels: Channels = Field(default=3, description="3 repeats the grey image, as most image networks expect.")
     test: OpenFraction = Field(default=0.2, description="Fraction of all digits kept for the test split.")
@@ -75,7 +86,7 @@ class DigitsConfig(DataConfig):
 class ArraysConfig(DataConfig):
     """Arrays on disk: `<split>_images.npy` and `<split>_labels.npy` in a folder, or the same names in one `.npz`."""
 
-    kind: Literal["arrays"]
+    kind: Literal["arrays"] = Field(description=_KIND)
     root: Path = Field(description="A folder of .npy files, or one .npz file.")
     inputs: str = Field(
         default="{split}_images", description="Array name of the inputs; {split} is train, validation or test."
@@ -92,7 +103,7 @@ class ArraysConfig(DataConfig):
 class ImageFolderConfig(DataConfig):
     """Image files in one folder per class, in one folder per split: `root/train/cat/1.jpg`."""
 
-    kind: Literal["image_folder"]
+    kind: Literal["image_folder"] = Field(description=_KIND)
     root: Path = Field(description="Folder that holds the split folders.")
     train: str = Field(default="train", description="Folder name of the training images.")
     test: str | None = Field(default="test", description="Folder name of the test images; null splits them off train.")
@@ -111,7 +122,9 @@ class ImageFolderConfig(DataConfig):
 class TorchvisionConfig(DataConfig):
     """One of torchvision's classification sets, by its class name."""
 
-    kind: Literal["torchvision"]
+    brings_validation: ClassVar[bool] = False
+
+    kind: Literal["torchvision"] = Field(description=_KIND)
     name: str = Field(min_length=1, description="Class name in torchvision.datasets, such as CIFAR10 or FashionMNIST.")
     root: Path = Field(description="Folder where torchvision keeps or puts the files.")
     download: bool = Field(default=False, description="Fetch the files when they are not in root.")
@@ -123,7 +136,7 @@ class TorchvisionConfig(DataConfig):
 class PythonConfig(DataConfig):
     """Your own data: a callable that returns the splits."""
 
-    kind: Literal["python"]
+    kind: Literal["python"] = Field(description=_KIND)
     callable: str = Field(
         pattern=r"^[^:]+:[A-Za-z_]\w*$",
         description="'package.module:function' or 'path/to/file.py:function'; returns a mapping with 'train' "

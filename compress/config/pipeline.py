@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from compress.config.base import Config
 from compress.config.data import AnyDataConfig
@@ -59,16 +59,8 @@ class Pipeline(Config):
     threads: int | None = Field(
         default=None, ge=1, le=1024, description="CPU threads of training; all cores of the process when left out."
     )
-    data: AnyDataConfig
+    data: AnyDataConfig = Field(description="The data, by kind.")
     model: ModelConfig = Field(description="The source model, as it comes.")
     stages: tuple[StageEntry, ...] = Field(default=(), description="Stages in the order they run.")
     budget: BudgetConfig | None = None
     bench: BenchConfig = BenchConfig()
-
-    @model_validator(mode="after")
-    def _validation_exists(self) -> Self:
-        if self.data.validation.source == "given" and self.data.kind in ("digits", "torchvision"):
-            raise ValueError(
-                f"data.validation.from: '{self.data.kind}' brings no validation split; use 'train' or 'test'"
-            )
-        return self

@@ -152,6 +152,10 @@ class FactorizeConfig(StageConfig):
 
     target: FactorizeTarget = FactorizeTarget(macs=0.8)
     multiple: int = Field(default=4, ge=1, le=256, description="Ranks are a multiple of this.")
+    min_saving: OpenFraction = Field(
+        default=0.3,
+        description="A layer is split only where that saves this fraction of its work: two layers cost more overhead than one.",
+    )
     protect: tuple[str, ...] = Field(default=(), description="Layer names, with * and ?, that stay as they are.")
     recovery: RecoveryConfig | None = Field(default=None, description="Optional training afterwards.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -23,7 +24,7 @@ from compress.data.splits import Indices, Part, divide, stratified_sample
 from compress.errors import DataError
 
 _MEASURED_FILES = 1000
-_MEASURE_BATCH = 256
+_MEASURED_VALUES = 1 << 20  # in one batch: small enough to stay in the cache as float64
 
 
 class Source(Protocol):
@@ -140,4 +141,5 @@ def _statistics(config: AnyDataConfig, source: Source, train: Part, seed: int) -
     split = source.split("train", train, (), (), Augment())
     if isinstance(config, ImageFolderConfig):
         split = split.take(stratified_sample(split.labels.numpy(), _MEASURED_FILES, seed))
-    return measure(batch.inputs for batch in split.batches(_MEASURE_BATCH))
+    batch_size = max(1, _MEASURED_VALUES // math.prod(source.input_shape))
+    return measure(batch.inputs for batch in split.batches(batch_size))

@@ -45,9 +45,8 @@ def split(weight: Float[Tensor, "out ..."], rank: int) -> tuple[Float[Tensor, "r
 
 def rank_for_energy(values: Float[Tensor, " k"], energy: float) -> int:
     """Smallest rank whose squared singular values hold the fraction `energy` (0 to 1) of their sum; at least 1."""
-    squares = values.double().square()
-    held = squares.cumsum(0) / squares.sum().clamp_min(torch.finfo(torch.float64).tiny)
-    return min(int((held < energy).sum()) + 1, len(values))
+    held = values.double().square().cumsum(0)
+    return min(int((held < energy * held[-1]).sum()) + 1, len(values))
 
 
 def rounded_rank(rank: int, multiple: int, limit: int) -> int:

@@ -33,9 +33,11 @@ def output_positions(model: nn.Module, example: Tensor) -> dict[str, int]:
     hooks = []
 
     def remember(name: str) -> None:
-        def hook(module: nn.Module, _: object, output: Tensor) -> None:
-            channels = output.shape[1] if isinstance(module, nn.modules.conv._ConvNd) else output.shape[-1]
-            positions[name] = positions.get(name, 0) + output.numel() // (channels * example.shape[0])
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            # A transposed convolution applies its weight at each position of its input.
+            at = inputs[0] if isinstance(module, nn.modules.conv._ConvTransposeNd) else output
+            channels = at.shape[1] if isinstance(module, nn.modules.conv._ConvNd) else at.shape[-1]
+            positions[name] = positions.get(name, 0) + at.numel() // (channels * example.shape[0])
 
         hooks.append(model.get_submodule(name).register_forward_hook(hook))
 

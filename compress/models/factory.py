@@ -39,7 +39,11 @@ class Arch:
 
     def is_code(self) -> bool:
         """Whether making this model runs somebody's code rather than a built-in factory."""
-        return self.factory.partition(":")[0] not in BUILT_IN
+        return self.factory.rpartition(":")[0] not in BUILT_IN  # split where `resolve` splits
+
+    def reads_files(self) -> str | None:
+        """The first argument that makes a built-in factory fetch or read files, None where there is none."""
+        return None if self.is_code() else next((name for name in sorted(self.kwargs) if name in _READS_FILES), None)
 
 
 def create(arch: Arch, *, seed: int) -> nn.Module:
@@ -48,6 +52,8 @@ def create(arch: Arch, *, seed: int) -> nn.Module:
     Raises:
         ModelError: where the factory does not exist, refuses its arguments or returns no module.
     """
+    if bad := arch.reads_files():
+        raise ModelError(f"model.kwargs: '{bad}' fetches or reads weights; name them in model.weights instead")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _call(arch)
@@ -69,15 +75,15 @@ def create_empty(arch: Arch, *, trusted: Collection[str]) -> nn.Module:
             f"the checkpoint's model is made by '{arch.factory}', which is code; it is not run unless you say so "
             "(--trust-code), because a checkpoint may come from a stranger"
         )
-    if not arch.is_code() and (bad := sorted(set(arch.kwargs) & set(_READS_FILES))):
-        raise CheckpointError(f"the checkpoint's model has the argument '{bad[0]}', which may fetch or read files")
+    if bad := arch.reads_files():
+        raise CheckpointError(f"the checkpoint's model has the argument '{bad}', which may fetch or read files")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
             # Buffers stay real: those that are not saved would otherwise be lost.
             with init_empty_weights(include_buffers=False):
                 return _call(arch)
-        except (ModelError, NotImplementedError, RuntimeError):
+        except ModelError:
             # Some constructors compute with their parameters, which meta tensors cannot.
             return _call(arch)
 
@@ -91,17 +97,21 @@ def _call(arch: Arch) -> nn.Module:
         wrong = next((name for name in arch.kwargs if accepted and name not in accepted), None)
         hint = f" (it takes {', '.join(accepted)}){nearest(wrong, accepted)}" if wrong else ""
         raise ModelError(f"model: '{arch.factory}' refuses its kwargs: {error}{hint}") from error
-    except (ValueError, AssertionError, RuntimeError, OSError) as error:
-        raise ModelError(f"model: '{arch.factory}' fails with kwargs {dict(arch.kwargs)}: {error}") from error
+    except Exception as error:  # a factory may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelError(f"model: '{arch.factory}' fails with kwargs {dict(arch.kwargs)}: {reason}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"model: '{arch.factory}' returns a {type(model).__name__}, not a torch.nn.Module")
     return model
 
 
 def _accepted(builder: Callable[..., Any]) -> list[str]:
+    """Names of the arguments, none where they cannot be told because some are handed on."""
     try:
         parameters = inspect.signature(builder).parameters.values()
     except (TypeError, ValueError):
+        return []
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
         return []
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return [parameter.name for parameter in parameters if parameter.kind in named]

@@ -63,7 +63,7 @@ def published_weights(arch: Arch, name: str) -> Mapping[str, Tensor]:
     Raises:
         ModelError: where there are none of that name, or they cannot be fetched.
     """
-    scheme, _, builder = arch.factory.partition(":")
+    scheme, _, builder = arch.factory.rpartition(":")
     try:
         if scheme == "torchvision":
             from torchvision import models

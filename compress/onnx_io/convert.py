@@ -64,18 +64,24 @@ def cleaned(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A copy without anything the exporter left behind, and with pooling that int8 kernels exist for."""
     clean = onnx.ModelProto()
     clean.CopyFrom(proto)
-    clean.ClearField("metadata_props")
-    clean.doc_string, clean.producer_name, clean.producer_version, clean.domain = "", PRODUCER, "", ""
+    _strip(clean)
+    clean.producer_name, clean.producer_version, clean.domain = PRODUCER, "", ""
     clean.ir_version = IR_VERSION
     graph = clean.graph
-    graph.name, graph.doc_string = "model", ""
-    graph.ClearField("metadata_props")
+    graph.name = "model"
     graph.ClearField("value_info")
-    for part in (*graph.node, *graph.initializer, *graph.input, *graph.output):
-        part.doc_string = ""
-        part.ClearField("metadata_props")
     _pool_globally(clean)
     return clean
+
+
+def _strip(message: Message) -> None:
+    """Clear comments and metadata at every depth, in the branches of an `If` and in functions too."""
+    for field, value in message.ListFields():
+        if field.name in ("doc_string", "metadata_props"):
+            message.ClearField(field.name)
+        elif field.message_type is not None:
+            for part in value if field.is_repeated else (value,):
+                _strip(part)
 
 
 def add_metadata(proto: onnx.ModelProto, metadata: dict[str, str]) -> onnx.ModelProto:

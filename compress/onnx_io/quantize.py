@@ -115,6 +115,7 @@ def quantize(proto: onnx.ModelProto, ranges: Ranges, target: Target, keep_float:
             extra_options={"ActivationSymmetric": signed, "WeightSymmetric": True},
         )
         quantizer.quantize_model()
+        quantizer.model.topological_sort()  # it appends pairs at the end
     return cleaned(quantizer.model.model)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from compress.checkpoint import Checkpoint, Draft
 from compress.config import RecoveryConfig
 from compress.data.base import DecisionData
-from compress.errors import StageError, nearest
+from compress.errors import StageError, listed, nearest
 from compress.events import Progress
 from compress.models.cost import macs, parameters
 from compress.training import Workplace, evaluate, fit
 
+_SHOWN_REASONS = 5
 Run = Callable[[Checkpoint, Any, "Context"], Draft]
 
 
@@ -71,7 +72,10 @@ class Context:
 
 
 def recover(model: nn.Module, config: RecoveryConfig | None, context: Context) -> tuple[dict[str, float | int], ...]:
-    """Train `model` in place after surgery, by default on the answers of the reference model; a row per epoch."""
+    """Train `model` in place after surgery, by default on the answers of the reference model; a row per epoch.
+
+    Where no epoch is as good on validation as the model was before, it keeps the weights it had.
+    """
     percent = context.validation_percent(model)
     if config is None:
         context.note(f"{percent:.2f} % on validation, without recovery training")
@@ -79,7 +83,12 @@ def recover(model: nn.Module, config: RecoveryConfig | None, context: Context) -
     context.note(f"{percent:.2f} % on validation before recovery training")
     needs_teacher = any(entry.kd is not None for entry in config.losses)
     teacher = context.reference.build(context.trusted) if needs_teacher else None
-    return fit(model, context.data, config.losses, teacher, config, context.workplace)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    training = fit(model, context.data, config.losses, teacher, config, context.workplace)
+    if max(row["validation_percent"] for row in training) < percent:
+        model.load_state_dict(before)
+        context.note("no epoch of recovery training was as good: the weights before it are kept")
+    return training
 
 
 def warn_of_idle_patterns(key: str, patterns: Sequence[str], names: Sequence[str], context: Context) -> None:
@@ -87,6 +96,11 @@ def warn_of_idle_patterns(key: str, patterns: Sequence[str], names: Sequence[str
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             context.warn(f"{key}: '{pattern}' matches nothing{nearest(pattern, names)}")
+
+
+def described(left_alone: Mapping[str, str]) -> str:
+    """What a stage left alone, each with the reason, as one readable line."""
+    return listed((f"{name} ({reason})" for name, reason in left_alone.items()), _SHOWN_REASONS)
 
 
 def check_forward(model: nn.Module, example: Tensor, classes: int, what: str) -> None:

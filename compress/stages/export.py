@@ -37,7 +37,7 @@ def run(parent: Checkpoint, config: ExportConfig, context: Context) -> Draft:
     floats = serialized(add_metadata(to_onnx(model, context.data.input_shape), props))
     _check_file(floats, FP32_NAME)
     error = _largest_error(model, floats, context)
-    if error > config.tolerance:
+    if not error <= config.tolerance:  # also where it is NaN
         raise ExportError(
             f"export: {FP32_NAME} differs from the checkpoint by {error:.2e} of the outputs' magnitude, "
             f"more than export.tolerance {config.tolerance:.0e}"
@@ -53,10 +53,10 @@ def run(parent: Checkpoint, config: ExportConfig, context: Context) -> Draft:
         agreement = _agreement(model, files[INT8_NAME], quantized.read_bytes(), context)
         if agreement < config.agreement:
             raise ExportError(
-                f"export: {INT8_NAME} answers as its float weights on {agreement:.2%} of the validation samples, "
-                f"less than export.agreement {config.agreement:.2%}"
+                f"export: {INT8_NAME} answers as its float weights on {100 * agreement:.2f} % of the validation samples, "
+                f"less than export.agreement {100 * config.agreement:.2f} %"
             )
-        context.note(f"{INT8_NAME}: answers as its float weights on {agreement:.2%} of the validation samples")
+        context.note(f"{INT8_NAME}: answers as its float weights on {100 * agreement:.2f} % of the validation samples")
         verification["int8_agreement"] = agreement
     files[METADATA_NAME] = readable_json({**metadata, "verification": verification})
     return Draft(parent.arch, parent.edits, model, form="exported", files=files)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from compress.methods import lowrank
 from compress.methods.groups import copy_on_cpu
 from compress.methods.trial import find_broken
 from compress.models.cost import output_positions
-from compress.stages.base import Context, check_forward, cost_of, recover, warn_of_idle_patterns
+from compress.stages.base import Context, check_forward, cost_of, described, recover, warn_of_idle_patterns
 
 _SEARCH_STEPS = 40
 
@@ -48,21 +49,19 @@ def run(parent: Checkpoint, config: FactorizeConfig, context: Context) -> Draft:
     example = context.example()
     warn_of_idle_patterns("factorize.protect", config.protect, [name for name, _ in model.named_modules()], context)
     before = cost_of(model, example)
-    layers = _factorable(model, parent, example, config, context)
-    ranks = _choose_ranks(layers, config, before.macs)
+    layers, left_alone = _factorable(model, parent, example, config, context)
+    ranks = _choose_ranks(layers, left_alone, config, before.macs)
     edits = tuple(Factor(module=name, rank=rank) for name, rank in ranks.items())
     if not edits:
-        context.warn(
-            "nothing was factorized: "
-            + ("no layer gets cheaper at its rank" if layers else "no linear or convolutional layer can be split")
-        )
+        reasons = {layer.name: "saves less than factorize.min_saving at its rank" for layer in layers} | left_alone
+        context.warn(f"nothing was factorized: {described(reasons) or 'there is no linear or convolutional layer'}")
     for edit in edits:
         _split(model, edit)
     check_forward(model, example, len(context.data.classes), "factorize: the factorized model")
     after = cost_of(model, example)
     context.note(
-        f"{after.macs / before.macs:.1%} of the MACs and {after.parameters / before.parameters:.1%} of the parameters "
-        f"remain; {len(edits)} of {len(layers)} layers factorized"
+        f"{100 * after.macs / before.macs:.1f} % of the MACs and {100 * after.parameters / before.parameters:.1f} % of the "
+        f"parameters remain; {len(edits)} of {len(layers) + len(left_alone)} layers factorized"
     )
     training = recover(model, config.recovery, context)
     return Draft(parent.arch, (*parent.edits, *edits), model, training=training)
@@ -84,14 +83,18 @@ def _split(model: nn.Module, edit: Factor) -> None:
 
 def _factorable(
     model: nn.Module, parent: Checkpoint, example: Tensor, config: FactorizeConfig, context: Context
-) -> list[_Layer]:
+) -> tuple[list[_Layer], dict[str, str]]:
+    """The layers that can be split, and the reason why not for each of the others."""
     positions = output_positions(model, example)
-    names = []
+    left_alone: dict[str, str] = {}
     for name in positions:
-        if surgery.is_factor_of(name, parent.edits) or any(fnmatch.fnmatchcase(name, p) for p in config.protect):
-            continue
-        if surgery.factor_pair(model.get_submodule(name), 1) is not None:
-            names.append(name)
+        if pattern := next((p for p in config.protect if fnmatch.fnmatchcase(name, p)), None):
+            left_alone[name] = f"protected by '{pattern}'"
+        elif surgery.is_factor_of(name, parent.edits):
+            left_alone[name] = "a factor already"
+        elif surgery.factor_pair(model.get_submodule(name), 1) is None:
+            left_alone[name] = "a layer of this kind has no such form"
+    names = [name for name in positions if name not in left_alone]
 
     def why_not(tried: Sequence[str]) -> str | None:
         copied = copy_on_cpu(model)
@@ -103,30 +106,33 @@ def _factorable(
             return str(error).removeprefix(": ")
         return None
 
-    broken = dict(find_broken(names, why_not))
-    for name, reason in broken.items():
+    for name, reason in find_broken(names, why_not):
+        left_alone[name] = reason
         context.warn(f"'{name}' is left whole: splitting it breaks the model: {reason}")
     layers = []
     for name in names:
-        if name not in broken:
+        if name not in left_alone:
             weight = model.get_submodule(name).get_parameter("weight").detach()
             layers.append(_Layer(name, weight, positions[name], lowrank.singular_values(weight)))
-    return layers
+    return layers, left_alone
 
 
-def _choose_ranks(layers: Sequence[_Layer], config: FactorizeConfig, total_macs: int) -> dict[str, int]:
+def _choose_ranks(
+    layers: Sequence[_Layer], left_alone: Mapping[str, str], config: FactorizeConfig, total_macs: int
+) -> dict[str, int]:
     """Rank of each layer that gets cheaper by it."""
     target = config.target
     if target.kind == "energy":
-        return _cheaper(layers, {x.name: lowrank.rank_for_energy(x.values, target.settings) for x in layers}, config)
+        return _at_energy(layers, target.settings, config)
     if target.kind == "ratio":
-        return _cheaper(layers, {x.name: round(len(x.values) * target.settings) for x in layers}, config)
+        return _cheaper(layers, {x.name: math.ceil(len(x.values) * target.settings) for x in layers}, config)
     low, high = 0.0, 1.0
     least = _remains(layers, _at_energy(layers, low, config), total_macs)
     if least > target.settings:
         raise StageError(
             f"factorize.target.macs: {target.settings} cannot be reached: {least:.3f} remains with every layer at rank "
             f"{config.multiple}, of {len(layers)} layers that can be split"
+            + (f"; left alone: {described(left_alone)}" if left_alone else "")
         )
     # What remains grows with the energy in steps; bisection ends at the largest energy that meets the target.
     for _ in range(_SEARCH_STEPS):
@@ -146,7 +152,7 @@ def _cheaper(layers: Sequence[_Layer], ranks: Mapping[str, int], config: Factori
     for layer in layers:
         rank = lowrank.rounded_rank(ranks[layer.name], config.multiple, len(layer.values))
         whole, split = layer.cost(rank)
-        if split < whole:
+        if split <= whole * (1 - config.min_saving):
             chosen[layer.name] = rank
     return chosen
 

@@ -17,7 +17,7 @@ from compress.methods.groups import ChannelGraph, ChannelGroup, copy_on_cpu, l1_
 from compress.methods.importance import lowest
 from compress.methods.trial import find_broken
 from compress.models.cost import output_positions
-from compress.stages.base import Context, Cost, check_forward, cost_of, recover, warn_of_idle_patterns
+from compress.stages.base import Context, Cost, check_forward, cost_of, described, recover, warn_of_idle_patterns
 
 _SEARCH_STEPS = 24
 Removed = Mapping[str, Sequence[int]]
@@ -42,8 +42,8 @@ def run(parent: Checkpoint, config: PruneConfig, context: Context) -> Draft:
     check_forward(model, example, len(context.data.classes), "prune: the pruned model")
     after = cost_of(model, example)
     context.note(
-        f"{after.macs / before.macs:.1%} of the MACs and {after.parameters / before.parameters:.1%} of the parameters "
-        f"remain; {sum(map(bool, removed.values()))} of {len(removed) + len(pruner.left_alone)} groups pruned"
+        f"{100 * after.macs / before.macs:.1f} % of the MACs and {100 * after.parameters / before.parameters:.1f} % of the "
+        f"parameters remain; {sum(map(bool, removed.values()))} of {len(removed) + len(pruner.left_alone)} groups pruned"
     )
     training = recover(model, config.recovery, context)
     return Draft(parent.arch, (*parent.edits, *edits), model, training=training)
@@ -64,8 +64,8 @@ class _Pruner:
         """Which filter excluded the groups."""
         if self.groups:
             return f"no group can lose a multiple of {self.config.multiple} channels at this target"
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(self.left_alone.items())[:5])
-        return f"no group of channels can be pruned ({reasons or 'there is no convolution or linear layer'})"
+        reasons = described(self.left_alone) or "there is no convolution or linear layer"
+        return f"no group of channels can be pruned: {reasons}"
 
     def edits(self, removed: Removed) -> tuple[Edit, ...]:
         """What removing these channels means for every tensor."""
@@ -87,16 +87,13 @@ class _Pruner:
             raise StageError(
                 f"prune.target.{target.kind}: {target.settings} cannot be reached: {least:.3f} remains with every group "
                 f"at its floor of {self.config.floor:.0%} of its channels, in multiples of {self.config.multiple}"
-                f"{self._excluded()}"
+                + (f"; left alone: {described(self.left_alone)}" if self.left_alone else "")
             )
         # What remains falls with the ratio in steps; bisection ends at the smallest ratio that meets the target.
         for _ in range(_SEARCH_STEPS):
             middle = (low + high) / 2
             low, high = (middle, high) if self._remains(middle) > target.settings else (low, middle)
         return self._removed(high)
-
-    def _excluded(self) -> str:
-        return f"; left alone: {', '.join(self.left_alone)}" if self.left_alone else ""
 
     def _removed(self, ratio: float) -> dict[str, list[int]]:
         return {

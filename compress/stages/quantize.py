@@ -35,7 +35,7 @@ def run(parent: Checkpoint, config: QuantizeConfig, context: Context) -> Draft:
     target = resolved_target(config.target)
     graph = to_onnx(model, context.data.input_shape)
     keep_float = matching_nodes(graph, config.keep_float)
-    warn_of_idle_patterns("quantize.keep_float", config.keep_float, [node.name for node in graph.node], context)
+    warn_of_idle_patterns("quantize.keep_float", config.keep_float, [node.name for node in graph.graph.node], context)
     ranges = collect_ranges(graph, _chunks(config, context))
     quantized = quantize(graph, ranges, target, keep_float)
     scales = activation_scales(quantized)
