@@ -47,7 +47,7 @@ def main() -> None:
     """Entry point: user errors become one message and exit code 2, bugs keep their traceback."""
     errors = make_console(stderr=True)
     try:
-        app()
+        app(prog_name="compress")
     except ConfigError as error:
         for problem in error.problems:
             errors.print(f"[red]error:[/red] {literal(str(problem))}", soft_wrap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -46,7 +46,7 @@ class Terminal:
         self._bars = Bars(
             TextColumn("  {task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[count]}"),
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
@@ -101,14 +101,21 @@ class Terminal:
         rate = f"{done / elapsed:,.1f}/s" if elapsed > 0.2 else ""
         if self._live is not None:
             label = f"{self._stage}: {what}{f' ({detail})' if detail else ''}"
+            shown: dict[str, Any] = {
+                "description": literal(label),
+                "completed": done,
+                "total": total or None,
+                "count": f"{done}/{total}" if total else str(done),
+                "rate": rate,
+            }
             if self._task is None:
-                self._task = self._bars.add_task(literal(label), total=total or None, rate=rate)
-            self._bars.update(self._task, completed=done, total=total or None, description=literal(label), rate=rate)
+                self._task = self._bars.add_task(**shown)
+            self._bars.update(self._task, **shown)
             if done == total:
                 self._drop_bar()
         elif time.monotonic() - self._last_log > _LOG_EVERY_SECONDS:
             self._last_log = time.monotonic()
-            self._print(f"  {literal(what)}: {done} of {total} {rate}")
+            self._print(f"  {literal(what)}: {done}{f' of {total}' if total else ''} {rate}")
 
     def epoch(self, result: EpochResult) -> None:
         """A line per epoch: loss, accuracy, rate, time left."""

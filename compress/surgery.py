@@ -51,9 +51,7 @@ def encode_positions(model: nn.Module) -> None:
         integer = _INTEGER_OF[parameter.element_size()]
         if parameter.numel() - 1 > torch.iinfo(integer).max:
             raise CheckpointError(f"a tensor of {parameter.numel():,} {parameter.dtype} elements is too large to prune")
-        parameter.data.copy_(
-            torch.arange(parameter.numel(), dtype=integer).view(parameter.dtype).view(parameter.shape)
-        )
+        parameter.data.copy_(torch.arange(parameter.numel(), dtype=integer).view(parameter.dtype).view(parameter.shape))
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:
@@ -167,7 +165,9 @@ def _factor(model: nn.Module, edit: Factor) -> None:
         raise CheckpointError(f"the edits factorize '{edit.module}', a {type(layer).__name__}, which has no such form")
     weight = layer.get_parameter("weight")
     if edit.rank > (largest := min(weight.shape[0], weight[0].numel())):
-        raise CheckpointError(f"the edits factorize '{edit.module}' with rank {edit.rank}; its rank is at most {largest}")
+        raise CheckpointError(
+            f"the edits factorize '{edit.module}' with rank {edit.rank}; its rank is at most {largest}"
+        )
     pair = factor_pair(layer, edit.rank)
     parent, _, leaf = edit.module.rpartition(".")
     setattr(_module(model, parent), leaf, pair)

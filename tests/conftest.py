@@ -4,10 +4,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 
 from compress import load_pipeline
+
+# Shapes and types of the mathematics are checked in every test; this comes before their first import.
+jaxtyping.install_import_hook("compress.methods", "beartype.beartype")
 
 MODEL = '''
 """Small networks of the user's own, for inputs (1, 12, 8)."""

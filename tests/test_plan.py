@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from compress.files import write_file
 from compress.manifest import ArchRecord, HistoryEntry, InputRecord
 from compress.plan import Cache, Keys, Planned, make_plan, planned_stages, reference_position, selected
 from compress.provenance import key_digest
+from compress.results import Accuracy, SplitAccuracy
 
 STAGES = [{"train": {"epochs": 1}}, {"prune": None}, {"quantize": None}, {"export": None}]
 
@@ -231,14 +233,10 @@ def test_only_the_export_depends_on_accuracies(project):
     pipeline = project()
     keys = Keys(pipeline)
 
-    class Measured:
-        class accuracy:
-            @staticmethod
-            def model_dump(mode):
-                return {"test": 1}
-
+    accuracy = Accuracy(correct=9, n=10, percent=90.0, low=60.0, high=98.0)
+    measured = SimpleNamespace(accuracy=SplitAccuracy(validation=accuracy, test=accuracy))
     for planned in planned_stages(pipeline):
-        same = keys.stage(planned, None, None, Measured) == keys.stage(planned, None, None, None)
+        same = keys.stage(planned, None, None, measured) == keys.stage(planned, None, None, None)
         assert same == (planned.name != "export")
 
 

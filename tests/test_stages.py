@@ -217,26 +217,26 @@ def test_a_pattern_that_matches_nothing_is_named(kind, key, made, workshop, sett
 
 @pytest.mark.parametrize("kind", ["prune", "factorize"])
 def test_protected_layers_keep_their_shape(kind, made, workshop):
-    result = workshop.run(made(), kind, target={"ratio": 0.3}, protect=["conv?"], recovery=None)
+    result = workshop.run(made(), kind, target={"ratio": 0.2}, protect=["conv?"], recovery=None)
     model = workshop.build(result)
     assert [model.get_submodule(name).weight.shape[0] for name in ("conv1", "conv2", "conv3")] == [16, 32, 32]
     assert parameters(model) < parameters(workshop.build(made()))
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings", "named"),
+    ("kind", "asked", "named"),
     [
         ("prune", {"target": {"macs": 0.01}}, r"prune.target.macs: 0.01 cannot be reached: 0\.0\d+ remains .* floor"),
         ("prune", {"target": {"parameters": 0.001}}, r"prune.target.parameters: 0.001 cannot be reached: 0\.0\d+ re"),
-        ("prune", {"protect": ["conv*"]}, r"0\.\d+ remains .* left alone: conv1 \(protected by 'conv\*'\), conv2"),
-        ("prune", {"protect": ["*"]}, r"1\.000 remains .* left alone: conv1 \(protected by '\*'\)"),
+        ("prune", {"protect": ["conv*"]}, r"0\.\d+ remains .* left alone: .*conv1 \(protected by 'conv\*'\)"),
+        ("prune", {"protect": ["*"]}, r"1\.000 remains .* left alone: .*conv1 \(protected by '\*'\)"),
         ("factorize", {"target": {"macs": 0.01}}, r"factorize.target.macs: 0.01 cannot be reached: 0\.\d+ remains"),
-        ("factorize", {"protect": ["*"]}, r"1\.000 remains .* left alone: conv1 \(protected by '\*'\)"),
+        ("factorize", {"protect": ["*"]}, r"1\.000 remains .* left alone: .*conv1 \(protected by '\*'\)"),
     ],
 )
-def test_a_target_out_of_reach_names_what_can_be_reached(kind, settings, named, made, workshop):
+def test_a_target_out_of_reach_names_what_can_be_reached(kind, asked, named, made, workshop):
     with pytest.raises(StageError, match=named):
-        workshop.run(made(), kind, **{"recovery": None, **settings})
+        workshop.run(made(), kind, **{"recovery": None, **asked})
 
 
 # Prune
@@ -421,7 +421,7 @@ def test_the_int8_graph_follows_from_weights_and_record(target, made, workshop):
     for name, scale in record["scales"].items():
         assert scale["scale"] > 0
         assert -128 <= scale["zero_point"] <= 127 if signed else 0 <= scale["zero_point"] <= 255
-        low, high = ranges[name]
+        low, high = ranges[name.removesuffix("_QuantizeLinear_Input")]  # the output itself keeps its name
         width = 2 * max(abs(low), abs(high)) / 254 if signed else (max(high, 0) - min(low, 0)) / 255
         assert scale["scale"] == pytest.approx(width, rel=0.02)
 

@@ -50,7 +50,11 @@ class Normalize(Config):
 class Augment(Config):
     """Random changes to training images, drawn anew each epoch."""
 
-    crop: int = Field(default=0, ge=0, description="Shift by up to this many pixels, edges repeated; image_folder: above 0 crops at random instead.")
+    crop: int = Field(
+        default=0,
+        ge=0,
+        description="Shift by up to this many pixels, edges repeated; image_folder: above 0 crops at random instead.",
+    )
     flip: bool = Field(default=False, description="Mirror left to right half of the time.")
 
 
@@ -68,7 +72,9 @@ class DataConfig(Config):
     @model_validator(mode="after")
     def _validation_exists(self) -> Self:
         if self.validation.source == "given" and not self.brings_validation:
-            raise ValueError("validation: there is none to be given with this kind of data; use from: train or from: test")
+            raise ValueError(
+                "validation: there is none to be given with this kind of data; use from: train or from: test"
+            )
         return self
 
 

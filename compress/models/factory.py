@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,11 +176,14 @@ def _module_by_name(place: str, factory: str) -> Any:
 
 
 def _module_from_file(path: Path, factory: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"compress_user_{path.stem}", path)
+    # Free of dots and unlike any other, so that it hides no module of the same file name.
+    name = f"compress_model_{path.stem.replace('.', '_')}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
         near = nearest(path.name, (p.name for p in path.parent.glob("*.py"))) if path.parent.is_dir() else ""
         raise ModelError(f"model.factory: '{factory}': no such file{near}")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickling look there
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # the user's file may raise anything

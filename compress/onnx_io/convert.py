@@ -12,6 +12,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -74,13 +75,13 @@ def cleaned(proto: onnx.ModelProto) -> onnx.ModelProto:
     return clean
 
 
-def _strip(message: Message) -> None:
+def _strip(message: Any) -> None:
     """Clear comments and metadata at every depth, in the branches of an `If` and in functions too."""
     for field, value in message.ListFields():
         if field.name in ("doc_string", "metadata_props"):
             message.ClearField(field.name)
         elif field.message_type is not None:
-            for part in value if field.is_repeated else (value,):
+            for part in (value,) if hasattr(value, "ListFields") else value:
                 _strip(part)
 
 
@@ -114,10 +115,19 @@ def _pool_globally(proto: onnx.ModelProto) -> None:
             nodes.append(helper.make_node("Flatten", [pooled], [node.output[0]], name=f"{node.name}_flatten", axis=1))
     graph.ClearField("node")
     graph.node.extend(nodes)
-    used = {name for node in nodes for name in node.input}
+    used = set(_read_names(graph))
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     graph.ClearField("initializer")
     graph.initializer.extend(kept)
+
+
+def _read_names(graph: onnx.GraphProto) -> Iterator[str]:
+    yield from (output.name for output in graph.output)
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _read_names(attribute.g)
 
 
 def _spatial_means(proto: onnx.ModelProto) -> set[str]:

@@ -1,0 +1,132 @@
+"""Networks of random numbers for tests, and what channel surgery should do to them."""
+
+import copy
+import functools
+
+import torch
+from torch import nn
+from torchvision import models
+from torchvision.models.vgg import cfgs, make_layers
+
+from compress import surgery
+from compress.methods.groups import ChannelGraph, copy_on_cpu
+from compress.models.cifar import CifarResNet
+
+CLASSES = 7
+
+
+def randomise(model, seed=0):
+    """Every parameter and every BatchNorm statistic becomes a random number of ordinary size; evaluation mode."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(tensor, scale, shift=0.0):
+        tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * scale + shift)
+
+    def uniform(tensor):
+        tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5)
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            normal(parameter, (2 / max(1, parameter[0].numel())) ** 0.5 if parameter.dim() > 1 else 0.3)
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                uniform(module.weight)
+                normal(module.running_mean, 0.3)
+                uniform(module.running_var)
+    return model.eval()
+
+
+class Residual(nn.Module):
+    """A stream of channels whose middle convolution is cut on both sides at once; the ends of every kind."""
+
+    def __init__(self, channels=12):
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, (3, 5), padding=(1, 2))
+        self.middle = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.head = nn.Linear(channels, CLASSES)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        x = (x + self.norm(self.middle(x))).relu()
+        return self.head(x.mean((2, 3)))
+
+
+class Tied(nn.Module):
+    """Two layers with one weight, and a buffer that is neither saved nor made the same twice."""
+
+    def __init__(self, width=6):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.one = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.two = nn.Conv2d(width, width, 3, padding=1)
+        self.two.weight = self.one.weight
+        self.head = nn.Linear(width, CLASSES)
+        self.register_buffer("noise", torch.randn(1, 1, 5, 7), persistent=False)
+
+    def forward(self, x):
+        x = x + self.noise
+        x = self.stem(x).relu()
+        return self.head(self.two(self.one(x).relu()).relu().mean((2, 3)))
+
+
+def vgg11_features():
+    """The convolutions of VGG-11 with BatchNorm, and a small head behind a flattened map that is not square."""
+    return nn.Sequential(
+        make_layers(cfgs["A"], batch_norm=True),
+        nn.AdaptiveAvgPool2d((1, 2)),
+        nn.Flatten(),
+        nn.Linear(512 * 2, 20),
+        nn.ReLU(),
+        nn.Linear(20, CLASSES),
+    )
+
+
+NETWORKS = {
+    "cifar_resnet20": (functools.partial(CifarResNet, 20, CLASSES), (16, 24)),
+    "resnet18": (functools.partial(models.resnet18, num_classes=CLASSES), (40, 64)),
+    "mobilenet_v2": (functools.partial(models.mobilenet_v2, num_classes=CLASSES), (40, 64)),
+    "vgg11_bn": (vgg11_features, (32, 64)),
+    "residual": (Residual, (6, 9)),
+}
+
+
+@functools.cache
+def _original(name):
+    make, size = NETWORKS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = randomise(make())
+    return model, torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+def network(name):
+    """A fresh random network in float32 and a batch of inputs for it."""
+    model, example = _original(name)
+    return copy.deepcopy(model), example.clone()
+
+
+def groups_of(model, example):
+    return {group.name: group for group in ChannelGraph(copy_on_cpu(model), example).groups()}
+
+
+def edits_for(model, example, removed):
+    """What removing channels, by group name, means as edits; as the prune stage finds it."""
+    throwaway = copy_on_cpu(model)
+    graph = ChannelGraph(throwaway, example)
+    surgery.encode_positions(throwaway)
+    return surgery.derive(model, graph.remove(removed))
+
+
+def silenced(model, groups, removed):
+    """A copy whose layers answer zero in those channels instead of losing them."""
+    quiet = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, gone in removed.items():
+            for layer in groups[name].layers:
+                module = quiet.get_submodule(layer)
+                if layer in groups[name].producers or isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.weight[gone] = 0
+                    if module.bias is not None:
+                        module.bias[gone] = 0
+    return quiet
