@@ -79,7 +79,8 @@ class Checkpoint:
         surgery.apply_all(model, self.edits)
         path = self.path / manifest.WEIGHTS
         try:
-            state: dict[str, Tensor] = load_file(path)
+            # Clones lie at aligned addresses, as fresh tensors do; on others matrix products round differently.
+            state = {name: tensor.clone() for name, tensor in load_file(path).items()}
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: cannot be read: {error}") from None
         try:
@@ -139,7 +140,7 @@ def save(
         # One layout throughout, so that the model in memory computes to the bit what the reloaded one will.
         draft.model.to(memory_format=torch.channels_last)
     tensors, aliases = _state(draft.model)
-    _check_finite(tensors)
+    _check_finite(draft.model)
     with new_folder(path) as folder:
         try:
             save_file(tensors, folder / manifest.WEIGHTS)
@@ -222,8 +223,9 @@ def _all_persistent(model: nn.Module) -> Iterator[None]:
             module._non_persistent_buffers_set = names
 
 
-def _check_finite(tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
+def _check_finite(model: nn.Module) -> None:
+    # Buffers that are no part of the state dict, such as masks, may hold infinities.
+    for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"the model's tensor '{name}' holds values that are not finite; training diverged?")
 

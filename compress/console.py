@@ -9,7 +9,7 @@ from typing import Any, Self
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
@@ -45,12 +45,11 @@ class Terminal:
         self._console = console
         self._bars = Bars(
             TextColumn("  {task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=16),
             TextColumn("{task.fields[count]}"),
             TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
             TimeRemainingColumn(),
+            TextColumn("left"),
             console=console,
         )
         self._live = (
@@ -58,7 +57,6 @@ class Terminal:
         )
         self._task: TaskID | None = None
         self._stage = ""
-        self._epochs: tuple[int, int] = (0, 0)
         self._last_log = 0.0
         self._work_started = time.monotonic()
         self._what = ""
@@ -84,13 +82,14 @@ class Terminal:
 
     def stage_cached(self, name: str, position: int, total: int) -> None:
         """One line."""
-        self._stage = name
         self._print(f"[bold]{position}/{total} {literal(name)}[/bold]  [green]cached[/green]")
+        self._stage = ""
 
     def stage_finished(self, name: str, seconds: float, summary: str) -> None:
         """One line with what bench measured."""
         self._drop_bar()
         self._print(f"  [green]{literal(name)} done[/green] in {_duration(seconds)}: {literal(summary)}")
+        self._stage = ""
 
     def work(self, what: str, done: int, total: int, detail: str = "") -> None:
         """Move the bar; in a log, a line now and then."""
@@ -100,7 +99,7 @@ class Terminal:
         elapsed = time.monotonic() - self._work_started
         rate = f"{done / elapsed:,.1f}/s" if elapsed > 0.2 else ""
         if self._live is not None:
-            label = f"{self._stage}: {what}{f' ({detail})' if detail else ''}"
+            label = f"{self._stage}{': ' if self._stage else ''}{what}{f' ({detail})' if detail else ''}"
             shown: dict[str, Any] = {
                 "description": literal(label),
                 "completed": done,
@@ -115,7 +114,8 @@ class Terminal:
                 self._drop_bar()
         elif time.monotonic() - self._last_log > _LOG_EVERY_SECONDS:
             self._last_log = time.monotonic()
-            self._print(f"  {literal(what)}: {done}{f' of {total}' if total else ''} {rate}")
+            count = f"{done}{f' of {total}' if total else ''}"
+            self._print(f"  {literal(what)}: {count} {rate} {literal(detail)}".rstrip())
 
     def epoch(self, result: EpochResult) -> None:
         """A line per epoch: loss, accuracy, rate, time left."""
@@ -174,7 +174,8 @@ def _ratios(reference: Row, last: Row) -> str:
     for entry in last.latency:
         if (entry.batch_size, entry.threads) in before:
             ratio = before[entry.batch_size, entry.threads] / entry.median_ms
-            parts.append(f"{ratio:.1f}× faster at batch {entry.batch_size} with {entry.threads} threads")
+            threads = f"{entry.threads} thread{'s' if entry.threads > 1 else ''}"
+            parts.append(f"{ratio:.1f}× faster at batch {entry.batch_size} with {threads}")
     points = last.accuracy.test.percent - reference.accuracy.test.percent
     parts.append(f"{points:+.2f} points on test")
     return f"against '{reference.stage}': {', '.join(parts)}"

@@ -150,7 +150,7 @@ def verify(folder: Path, manifest: Manifest) -> None:
         raise CheckpointError(f"{folder}: the manifest lists no {WEIGHTS}")
     for name, record in manifest.files.items():
         path = folder / name
-        if name != Path(name).name or name == ".." or "\0" in name or path.is_symlink():
+        if name != Path(name).name or name in ("", "..") or "\0" in name or path.is_symlink():
             raise CheckpointError(f"{folder}: the manifest names the file '{name}', which is not a file of this folder")
         if not path.is_file():
             raise CheckpointError(f"{path}: is missing")

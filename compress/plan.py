@@ -203,7 +203,7 @@ class Cache:
         ]
         if not siblings:
             return "it has not run yet"
-        changes = min((differences(record.key, dict(key)) for record in siblings), key=len)
+        changes = min((_by_interest(differences(record.key, dict(key))) for record in siblings), key=len)
         more = f" and {len(changes) - _SHOWN_CHANGES} more" if len(changes) > _SHOWN_CHANGES else ""
         return f"changed: {', '.join(changes[:_SHOWN_CHANGES])}{more}"
 
@@ -247,6 +247,12 @@ def _steps(stages: Sequence[Planned], reference_at: int, keys: Keys, cache: Cach
             reference = parent
         measured = cache.measurement(folder, keys.measurement(parent))
         yield Step(planned, "cached", "nothing changed", folder.name)
+
+
+def _by_interest(changes: list[str]) -> list[str]:
+    """What the user changed first; then what follows from that."""
+    order = ("settings", "data", "seed", "machine", "versions", "code", "parent", "reference", "accuracy")
+    return sorted(changes, key=lambda change: order.index(re.split(r"[.:]", change)[0]))
 
 
 def resolved_device(pipeline: Pipeline) -> str:

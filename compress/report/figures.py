@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 
 from compress.report import text
@@ -65,14 +64,8 @@ def reference_index(results: Results) -> int:
 
 
 def labels(results: Results) -> tuple[str, ...]:
-    """One distinct name per row: its stage, numbered from the second of the same name on."""
-    seen: Counter[str] = Counter()
-    names = []
-    for row in results.rows:
-        seen[row.stage] += 1
-        name = text.plain(row.stage)
-        names.append(name if seen[row.stage] == 1 else f"{name} ({seen[row.stage]})")
-    return tuple(names)
+    """One name per row, safe to show."""
+    return tuple(text.plain(row.stage) for row in results.rows)
 
 
 def settings(results: Results) -> tuple[Setting, ...]:

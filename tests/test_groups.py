@@ -1,0 +1,198 @@
+"""Groups of channels in real architectures: pruning them is silencing them, and broken ones are found by trial."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from networks import CLASSES, NETWORKS, Residual, Tied, edits_for, groups_of, network, randomise, silenced
+from torch import nn
+
+from compress import surgery
+from compress.methods.groups import ChannelGraph, copy_on_cpu, l1_scores, why_unprunable
+from compress.methods.trial import find_broken
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CLASSIFIER = {"cifar_resnet20": "linear", "resnet18": "fc", "mobilenet_v2": "classifier.1", "residual": "head"}
+CLASSIFIER["vgg11_bn"] = "5"
+
+
+def some_channels(groups, name):
+    """About a third of the channels of every group that can lose some, a different pattern in each."""
+    stream = {"conv1"} if name == "cifar_resnet20" else set()  # option A: see below
+    return {
+        group.name: [c for c in range(group.channels) if (c * 7 + place) % 3 == 0][: group.channels - 1]
+        for place, group in enumerate(groups.values())
+        if group.name not in {CLASSIFIER[name], *stream}
+    }
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_pruned_group_equals_the_original_with_its_channels_set_to_zero(name):
+    model, example = network(name)
+    groups = groups_of(model, example)
+    removed = some_channels(groups, name)
+    assert removed
+    edits = edits_for(model, example, removed)
+    original = silenced(model, groups, removed).double()
+    pruned = surgery.apply_all(copy.deepcopy(model).double(), edits)
+    inputs = torch.randn(3, *example.shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        expected = original(inputs)
+        torch.testing.assert_close(pruned(inputs), expected, rtol=1e-9, atol=1e-9)
+        assert (model.double()(inputs) - expected).abs().max() > 1e-3  # the channels mattered
+    assert sum(map(torch.numel, pruned.parameters())) < 0.8 * sum(map(torch.numel, model.parameters()))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_edits_reproduce_exactly_what_torch_pruning_makes(name):
+    model, example = network(name)
+    removed = some_channels(groups_of(model, example), name)
+    cut = ChannelGraph(copy_on_cpu(model), example).remove(removed)
+    replayed = surgery.apply_all(model, edits_for(model, example, removed))
+    expected = cut.state_dict()
+    assert replayed.state_dict().keys() == expected.keys()
+    for key, tensor in replayed.state_dict().items():
+        assert torch.equal(tensor, expected[key]), key
+    shown = {path: module.extra_repr() for path, module in cut.named_modules() if not isinstance(module, nn.Sequential)}
+    assert {path: replayed.get_submodule(path).extra_repr() for path in shown} == shown
+    with torch.no_grad():
+        assert torch.equal(replayed(example), cut(example))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_groups_are_named_by_a_producer_and_cover_every_layer(name):
+    model, example = network(name)
+    groups = groups_of(model, example)
+    weighted = (nn.Conv2d, nn.Linear)
+    producers = [layer for group in groups.values() for layer in group.producers]
+    assert sorted(producers) == sorted(n for n, m in model.named_modules() if isinstance(m, weighted))
+    for group in groups.values():
+        assert group.name in group.producers
+        for item in group.coupled:
+            assert max(item.roots) < group.channels
+            assert len(item.roots) == len(item.slices)
+            assert max(item.slices) < model.get_submodule(item.layer).weight.shape[item.axis]
+
+
+def test_scores_add_up_all_weights_of_a_channel_through_a_flattened_map():
+    model, example = network("vgg11_bn")
+    group = groups_of(model, example)["0.25"]  # 512 channels on 1 x 2 positions before the linear layer
+    conv, linear = model[0][25].weight.detach().double(), model[3].weight.detach().double()
+    expected = conv.abs().sum((1, 2, 3)) + linear.abs().reshape(20, 512, 2).sum((0, 2))
+    torch.testing.assert_close(l1_scores(model, group), expected, rtol=1e-5, atol=0)
+
+
+def test_scores_of_transposed_and_depthwise_convolutions_follow_their_axes():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3),
+        nn.Conv2d(6, 6, 3, groups=6),
+        nn.ConvTranspose2d(6, 5, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, 4),
+    )
+    groups = groups_of(model, torch.randn(2, 3, 9, 11))
+    weights = [layer.weight.detach().double().abs() for layer in model if hasattr(layer, "weight")]
+    first = weights[0].sum((1, 2, 3)) + weights[1].sum((1, 2, 3)) + weights[2].sum((1, 2, 3))
+    outer = next(group for group in groups.values() if "0" in group.producers)
+    assert set(outer.producers) == {"0", "1"}
+    torch.testing.assert_close(l1_scores(model, outer), first, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        l1_scores(model, groups["2"]), weights[2].sum((0, 2, 3)) + weights[3].sum(0), rtol=1e-5, atol=0
+    )
+
+
+def test_pruning_twice_composes():
+    model, example = network("resnet18")
+    names = ["layer1.0.conv1", "layer3.1.conv1", "conv1"]
+    first = edits_for(model, example, dict.fromkeys(names, [0, 1, 5, 63]))
+    once = surgery.apply_all(copy.deepcopy(model), first)
+    second = edits_for(once, example, dict.fromkeys(names, [2, 4]))
+    twice = surgery.apply_all(copy.deepcopy(once), second)
+    # Of 0, 1, 2, … without 0, 1, 5 and 63, the third and the fifth are 4 and 7.
+    together = edits_for(model, example, dict.fromkeys(names, [0, 1, 4, 5, 7, 63]))
+    direct = surgery.apply_all(copy.deepcopy(model), together)
+    for key, tensor in direct.state_dict().items():
+        assert torch.equal(tensor, twice.state_dict()[key]), key
+    replayed = surgery.apply_all(model, [*first, *second])
+    with torch.no_grad():
+        assert torch.equal(replayed(example), twice(example))
+
+
+def fresh(model):
+    return lambda: copy_on_cpu(model)
+
+
+@pytest.mark.parametrize("gone", [[0], [3], [0, 15], list(range(8))])
+def test_the_option_a_stream_is_found_broken(gone):
+    model, example = network("cifar_resnet20")
+    assert why_unprunable(fresh(model), example, {"conv1": gone}) is not None
+    inner = {name: gone for name in groups_of(model, example) if name not in ("conv1", "linear")}
+    assert len(inner) == 9
+    assert why_unprunable(fresh(model), example, inner) is None
+
+
+def test_only_the_broken_groups_of_a_resnet_are_found_and_the_model_stays_as_it_is():
+    model, example = network("cifar_resnet20")
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    names = list(groups_of(model, example))
+    broken = dict(
+        find_broken(names, lambda tried: why_unprunable(fresh(model), example, {name: [0, 1] for name in tried}))
+    )
+    assert broken.keys() == {"conv1", "linear"}
+    assert broken["linear"] == f"the outputs become (2, {CLASSES - 2}) instead of (2, {CLASSES})"
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_removing_every_channel_is_refused_with_a_reason():
+    model, example = network("residual")
+    reason = why_unprunable(fresh(model), example, {"stem": list(range(12))})
+    assert reason == "nothing would be left of a layer in the group of 'stem'"
+
+
+def test_a_forward_pass_that_fails_without_a_word_is_named_by_its_kind():
+    class Picky(Residual):
+        def forward(self, x):
+            if self.stem.out_channels != 12:
+                raise NotImplementedError
+            return super().forward(x)
+
+    assert why_unprunable(Picky, torch.randn(2, 3, 6, 9), {"stem": [0]}) == "NotImplementedError"
+
+
+def test_copies_for_cutting_are_independent_single_precision_in_evaluation():
+    model = Residual().double().train()
+    copied = copy_on_cpu(model)
+    assert not copied.training
+    assert {tensor.dtype for tensor in copied.parameters()} == {torch.float32}
+    assert model.training
+    assert model.stem.weight.dtype == torch.float64
+
+
+def test_a_model_with_tied_weights_and_a_hidden_buffer_is_pruned_where_it_can_be():
+    torch.manual_seed(0)
+    model, example = randomise(Tied()), torch.randn(2, 3, 5, 7)
+    edits = edits_for(model, example, {"stem": [1, 4]})
+    cut = ChannelGraph(copy_on_cpu(model), example).remove({"stem": [1, 4]})
+    replayed = surgery.apply_all(model, edits)
+    with torch.no_grad():
+        assert torch.equal(replayed(example), cut(example))
+
+
+@given(st.integers(0, 60).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, max(0, n - 1))))))
+def test_exactly_the_broken_items_are_found_in_order_and_in_few_trials(case):
+    n, broken = case
+    broken = {item for item in broken if item < n}
+    trials = []
+
+    def why_not(tried):
+        trials.append(tuple(tried))
+        bad = sorted(broken.intersection(tried))
+        return f"{bad[0]} is broken" if bad else None
+
+    assert find_broken(range(n), why_not) == [(item, f"{item} is broken") for item in sorted(broken)]
+    assert len(trials) <= 1 + 2 * len(broken) * max(1, n).bit_length()
