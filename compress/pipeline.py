@@ -289,8 +289,8 @@ class _Run:
             known = load_results(path)
         except CompressError:
             return None
-        same_rows = [(row.stage, row.digest) for row in known.rows] == [
-            (one.planned.label, one.checkpoint.digest) for one in done
+        same_rows = [(row.stage, row.sha256) for row in known.rows] == [
+            (one.planned.label, one.measurement.sha256) for one in done
         ]
         same_settings = known.settings.get("bench") == identity(self.pipeline).get("bench")
         if not (same_rows and same_settings and known.machine == here):
@@ -337,6 +337,7 @@ def _row(done: _Done, latencies: tuple[Latency, ...]) -> Row:
         parameters=done.measurement.parameters,
         macs=done.measurement.macs,
         size_bytes=done.measurement.size_bytes,
+        sha256=done.measurement.sha256,
         seconds=entry.seconds,
         latency=latencies,
         checkpoint=done.checkpoint.path.name,

@@ -17,7 +17,7 @@ from compress.config import Config, Pipeline, StudentConfig
 from compress.data.files import no_such
 from compress.data.fingerprint import fingerprint, missing
 from compress.errors import CheckpointError, CompressError, ConfigError, Problem, nearest
-from compress.files import TEMPORARY, is_weights_file
+from compress.files import TEMPORARY, is_weights_file, sha256_of
 from compress.manifest import Manifest
 from compress.provenance import code_digest, differences, identity, key_digest, versions
 from compress.results import METRICS, Measurement
@@ -191,7 +191,9 @@ class Cache:
             found = Measurement.model_validate_json((folder / METRICS).read_bytes())
         except (OSError, ValidationError):
             return None
-        return found if found.key == dict(key) and (folder / found.model).is_file() else None
+        model = folder / Path(found.model).name
+        holds = found.key == dict(key) and model.is_file() and sha256_of(model) == found.sha256
+        return found if holds else None
 
     def why_missing(self, planned: Planned, key: Mapping[str, JsonValue]) -> str:
         """Which fields changed against the most similar checkpoint of the same stage."""

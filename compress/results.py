@@ -84,8 +84,10 @@ class Row(Record):
     macs: int
     size_bytes: int
     """Bytes of the model as an ONNX file: fp32, or int8 once quantized."""
+    sha256: str
+    """Of that file, which is also the one that latency is measured of."""
     seconds: float
-    """Time the stage took; 0 for the source."""
+    """Time the stage took."""
     latency: tuple[Latency, ...] = ()
     checkpoint: str
     """Folder of the checkpoint, relative to the run's."""

@@ -270,10 +270,12 @@ def test_a_truncated_missing_or_oversized_manifest_is_named(copied, monkeypatch)
         checkpoint.load(copied / "nowhere")
 
 
-@pytest.mark.parametrize("text", ["[]", "null", '"x"', "{}", '{"version": 2}', '{"version": "1"}', "[" * 100_000, "NaN"])
+@pytest.mark.parametrize(
+    "text", ["[]", "null", '"x"', "{}", '{"version": 2}', '{"version": "1"}', "[" * 100_000, "NaN"]
+)
 def test_what_is_no_manifest_of_this_version_is_refused(copied, text):
     (copied / FILE_NAME).write_text(text)
-    with pytest.raises(CheckpointError, match="has format version .*; this program reads version 1|no valid JSON"):
+    with pytest.raises(CheckpointError, match=r"has format version .*; this program reads version 1|no valid JSON"):
         checkpoint.load(copied)
 
 
@@ -400,7 +402,7 @@ def test_file_names_that_lead_out_of_the_folder_are_refused(copied, name):
 def test_links_are_refused(copied, tmp_path):
     elsewhere = (copied / "model.onnx").rename(tmp_path / "elsewhere.onnx")
     (copied / "model.onnx").symlink_to(elsewhere)
-    with pytest.raises(CheckpointError, match="names the file 'model.onnx', which is not a file of this folder"):
+    with pytest.raises(CheckpointError, match=r"names the file 'model.onnx', which is not a file of this folder"):
         checkpoint.load(copied)
 
 

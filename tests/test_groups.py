@@ -109,12 +109,12 @@ def test_scores_of_transposed_and_depthwise_convolutions_follow_their_axes():
 def test_pruning_twice_composes():
     model, example = network("resnet18")
     names = ["layer1.0.conv1", "layer3.1.conv1", "conv1"]
-    first = edits_for(model, example, dict.fromkeys(names, [0, 1, 5, 63]))
+    first = edits_for(model, example, {key: [0, 1, 5, 63] for key in names})
     once = surgery.apply_all(copy.deepcopy(model), first)
-    second = edits_for(once, example, dict.fromkeys(names, [2, 4]))
+    second = edits_for(once, example, {key: [2, 4] for key in names})
     twice = surgery.apply_all(copy.deepcopy(once), second)
     # Of 0, 1, 2, … without 0, 1, 5 and 63, the third and the fifth are 4 and 7.
-    together = edits_for(model, example, dict.fromkeys(names, [0, 1, 4, 5, 7, 63]))
+    together = edits_for(model, example, {key: [0, 1, 4, 5, 7, 63] for key in names})
     direct = surgery.apply_all(copy.deepcopy(model), together)
     for key, tensor in direct.state_dict().items():
         assert torch.equal(tensor, twice.state_dict()[key]), key

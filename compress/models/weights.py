@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-import urllib.error
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return _without_prefix(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of pickle's dialects; they load or they do not
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise ModelError(f"model.weights: {path}: is no valid safetensors file: {error}") from None
     except pickle.UnpicklingError:
@@ -42,8 +44,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"model.weights: {path}: holds Python objects besides tensors, which could run code; "
             "save the state dict alone: torch.save(model.state_dict(), …), better: safetensors"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ModelError(f"model.weights: {path}: cannot be read: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # what a damaged file raises depends on where it is damaged
+        reason = str(error).strip().splitlines()
+        raise ModelError(
+            f"model.weights: {path}: cannot be read: {reason[0] if reason else type(error).__name__}"
+        ) from error
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -74,18 +79,20 @@ def published_weights(arch: Arch, name: str) -> Mapping[str, Tensor]:
                 raise ModelError(
                     f"model.weights: '{arch.factory}' has {listed(names)}, not '{name}'{nearest(name, names)}"
                 )
-            state: Mapping[str, Tensor] = known[name].get_state_dict(progress=False, check_hash=True)
+            state: Mapping[str, Tensor] = known[name].get_state_dict(progress=False, check_hash=True, weights_only=True)
             return state
         if scheme == "timm" and name == "pretrained":
             import timm
 
             fetched: Mapping[str, Tensor] = timm.create_model(builder, pretrained=True, **arch.kwargs).state_dict()
             return fetched
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # each library has its own errors of the network
         raise ModelError(
             f"model.weights: '{name}' of '{arch.factory}' cannot be fetched: {error}; "
             "download the file where there is a network and give its path"
-        ) from None
+        ) from error
     allowed = "'pretrained'" if scheme == "timm" else "a .safetensors or .pth file"
     raise ModelError(f"model.weights: '{arch.factory}' takes {allowed}, got '{name}'")
 
