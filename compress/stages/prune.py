@@ -128,7 +128,11 @@ class _Pruner:
 
     def _prunable(self, context: Context) -> list[ChannelGroup]:
         """Groups that survive a trial; the others are remembered with the reason, and named aloud."""
-        found = list(ChannelGraph(copy_on_cpu(self.model), self.example).groups())
+        try:
+            found = list(ChannelGraph(copy_on_cpu(self.model), self.example).groups())
+        except Exception as error:  # torch-pruning raises whatever it stumbles over
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
+            raise StageError(f"prune: torch-pruning cannot trace the dependencies of this model: {reason}") from error
         candidates = []
         for group in found:
             if pattern := self._protecting(group):
