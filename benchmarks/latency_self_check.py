@@ -69,7 +69,14 @@ def main() -> None:
             for index, threads in enumerate(config.threads):
                 a, same, double = (found[name][index].median_ms for name in ("a", "same", "double"))
                 loop = plain_loop(two, threads) / plain_loop(one, threads)
-                row = {"repeat": repeat, "threads": threads, "a_ms": a, "a_a": same / a, "double": double / a, "loop": loop}
+                row = {
+                    "repeat": repeat,
+                    "threads": threads,
+                    "a_ms": a,
+                    "a_a": same / a,
+                    "double": double / a,
+                    "loop": loop,
+                }
                 rows.append(row)
                 print(json.dumps(row), flush=True)
     summary = {

@@ -25,7 +25,8 @@ def sha256_of(path: Path) -> str:
 
 def is_weights_file(weights: str) -> bool:
     """Whether a `weights` setting names a file rather than published weights."""
-    return weights.endswith((".safetensors", ".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")) or "/" in weights or os.sep in weights
+    endings = (".safetensors", ".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")
+    return weights.endswith(endings) or "/" in weights or os.sep in weights
 
 
 def canonical_json(value: Any) -> bytes:

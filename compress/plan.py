@@ -254,7 +254,10 @@ def _steps(stages: Sequence[Planned], reference_at: int, keys: Keys, cache: Cach
 def _by_interest(changes: list[str]) -> list[str]:
     """What the user changed first; then what follows from that."""
     order = ("settings", "data", "seed", "machine", "versions", "code", "parent", "reference", "accuracy")
-    return sorted(changes, key=lambda change: order.index(re.split(r"[.:]", change)[0]))
+    fields = {change: re.split(r"[.:]", change)[0] for change in changes}
+    if "parent" in fields.values():  # another model has another accuracy: nothing that the user did
+        fields = {change: field for change, field in fields.items() if field != "accuracy"}
+    return sorted(fields, key=lambda change: order.index(fields[change]))
 
 
 def resolved_device(pipeline: Pipeline) -> str:
