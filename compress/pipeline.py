@@ -373,7 +373,8 @@ def _summary(measurement: Measurement) -> str:
 
 
 def _machine() -> Machine:
-    known = versions("compress.pipeline")
+    modules = ("compress.pipeline", *(stage.module for stage in STAGES.values()))
+    known = {name: number for module in modules for name, number in versions(module).items()}
     return Machine(
         cpu=machine.cpu_model(),
         cores=machine.cores(),
@@ -382,7 +383,7 @@ def _machine() -> Machine:
         cuda_device=machine.cuda_device_name(),
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
-        versions=known,
+        versions=dict(sorted(known.items())),
     )
 
 

@@ -66,7 +66,7 @@ def test_map_style_dataset(tmp_path):
     def load():
         return {"train": Squares(), "validation": Squares()}
     """
-    settings = config(tmp_path, body, validation=Validation.model_validate({"from": "given"}), test=0.5)
+    settings = config(tmp_path, body, validation=Validation.model_validate({"from": "given"}), test_size=0.5)
     data = load_data(settings, seed=0)
     assert (len(data.train), len(data.validation), len(data.test)) == (10, 20, 10)
     back = whole(data.validation) * torch.tensor(data.std).view(3, 1, 1) + torch.tensor(data.mean).view(3, 1, 1)

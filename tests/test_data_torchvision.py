@@ -79,7 +79,7 @@ def test_set_with_split_argument_and_images_of_many_sizes(tmp_path):
 
 
 def test_set_without_a_test_split(tmp_path):
-    data = load_data(config(eurosat(tmp_path), "EuroSAT", test=0.5), seed=0)
+    data = load_data(config(eurosat(tmp_path), "EuroSAT", test_size=0.5), seed=0)
     assert data.classes == ("Forest", "River")
     assert (len(data.train), len(data.validation), len(data.test)) == (8, 2, 10)
     assert data.input_shape == (3, 6, 9)

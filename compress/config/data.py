@@ -86,7 +86,7 @@ class DigitsConfig(DataConfig):
     kind: Literal["digits"] = Field(description=_KIND)
     image_size: ImageSize = 32
     channels: Channels = Field(default=3, description="3 repeats the grey image, as most image networks expect.")
-    test: OpenFraction = Field(default=0.2, description="Fraction of all digits kept for the test split.")
+    test_size: OpenFraction = Field(default=0.2, description="Fraction of all digits kept for the test split.")
 
 
 class ArraysConfig(DataConfig):
@@ -103,7 +103,9 @@ class ArraysConfig(DataConfig):
         description="Axis order of images; 'any' passes tensors of any shape through; 'auto' tells by the shape.",
     )
     classes: tuple[str, ...] | None = Field(default=None, description="Class names; '0', '1', … when left out.")
-    test: OpenFraction = Field(default=0.2, description="Fraction of train split off where there is no test array.")
+    test_size: OpenFraction = Field(
+        default=0.2, description="Fraction of train split off where there is no test array."
+    )
 
 
 class ImageFolderConfig(DataConfig):
@@ -136,7 +138,9 @@ class TorchvisionConfig(DataConfig):
     download: bool = Field(default=False, description="Fetch the files when they are not in root.")
     image_size: ImageSize | None = Field(default=None, description="Resize to this; the set's own size when left out.")
     channels: Channels = 3
-    test: OpenFraction = Field(default=0.2, description="Fraction of train split off where the set has no test split.")
+    test_size: OpenFraction = Field(
+        default=0.2, description="Fraction of train split off where the set has no test split."
+    )
 
 
 class PythonConfig(DataConfig):
@@ -149,7 +153,9 @@ class PythonConfig(DataConfig):
         "and optionally 'validation', 'test' (each a pair of arrays or a map-style dataset) and 'classes'.",
     )
     kwargs: dict[str, str | int | float | bool | None] = Field(default={}, description="Arguments of the callable.")
-    test: OpenFraction = Field(default=0.2, description="Fraction of train split off where 'test' is not returned.")
+    test_size: OpenFraction = Field(
+        default=0.2, description="Fraction of train split off where 'test' is not returned."
+    )
 
 
 AnyDataConfig = Annotated[

@@ -65,8 +65,8 @@ def load_data(config: AnyDataConfig, seed: int) -> Dataset:
         raise DataError("\n".join(str(problem) for problem in problems))
     source = _open(config)
     _check_settings(config, source)
-    test = config.test_size if isinstance(config, ImageFolderConfig) else config.test
-    parts = divide(source.labels, config.validation, test, seed, source.classes)
+
+    parts = divide(source.labels, config.validation, config.test_size, seed, source.classes)
     _check_classes(source, parts)
     mean, std = _statistics(config, source, parts["train"], seed)
     return Dataset(

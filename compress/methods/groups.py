@@ -61,7 +61,7 @@ class ChannelGraph:
             self._graph = tp.DependencyGraph().build_dependency(self._model, example_inputs=example)
 
     def groups(self) -> Iterator[ChannelGroup]:
-        """All groups, in the order of the model's layers."""
+        """All groups, in the order torch-pruning finds them: from the outputs back."""
         for group in self._graph.get_all_groups():
             found = self._describe(group)
             if found is not None:

@@ -271,7 +271,7 @@ def _checks(results: Results) -> Facts:
         checks.append(("fp32 file against the checkpoint", error))
     if artifact is not None and artifact.agreement is not None:
         agreement = f"same answer on {text.percent(100 * artifact.agreement)} of the validation samples"
-        checks.append(("int8 file against the checkpoint", agreement))
+        checks.append(("int8 file against its float weights", agreement))
     return tuple(checks)
 
 
