@@ -20,6 +20,8 @@ from compress.files import new_folder, readable_json
 from compress.manifest import HistoryEntry, InputRecord, Manifest
 from compress.models.factory import Arch, create_empty
 from compress.models.weights import load_state
+from compress.names import placeless
+from compress.provenance import code_of
 
 Form = str
 
@@ -75,6 +77,7 @@ class Checkpoint:
             CheckpointError: where its code is not trusted or its content does not fit together.
             ModelError: where its factory does not exist here.
         """
+        self._check_code(trusted)
         model = create_empty(self.arch, trusted=trusted)
         surgery.apply_all(model, self.edits)
         path = self.path / manifest.WEIGHTS
@@ -96,6 +99,14 @@ class Checkpoint:
         if self.manifest.memory_format == "channels_last":
             model.to(memory_format=torch.channels_last)
         return model.eval()
+
+    def _check_code(self, trusted: Collection[str]) -> None:
+        factory = self.arch.factory
+        if factory in trusted and code_of(factory) != self.manifest.arch.code:
+            raise CheckpointError(
+                f"{self.path}: the code of '{factory}' has changed since this checkpoint was made; "
+                "its weights may mean something else now"
+            )
 
 
 @dataclass(frozen=True)
@@ -152,7 +163,11 @@ def save(
             (folder / name).write_bytes(content)
         record = manifest.seal(
             {
-                "arch": {"factory": draft.arch.factory, "kwargs": dict(draft.arch.kwargs)},
+                "arch": {
+                    "factory": draft.arch.factory,
+                    "kwargs": dict(draft.arch.kwargs),
+                    "code": code_of(draft.arch.factory),
+                },
                 "edits": draft.edits,
                 "form": draft.form,
                 "memory_format": layout,
@@ -167,8 +182,13 @@ def save(
     return Checkpoint(path, record)
 
 
-def load(path: str | Path) -> Checkpoint:
+def load(path: str | Path, trusted: Collection[str] = ()) -> Checkpoint:
     """Read a checkpoint folder and check each of its files.
+
+    Args:
+        path: the folder.
+        trusted: factories of the user's own code as they are called here. Where one of them is the checkpoint's, of the
+            same name and content, the checkpoint gets its place: a project may have moved since.
 
     Raises:
         CheckpointError: naming the first bad file or key.
@@ -176,6 +196,10 @@ def load(path: str | Path) -> Checkpoint:
     folder = Path(path)
     record = manifest.read(folder)
     manifest.verify(folder, record)
+    arch = record.arch
+    for factory in trusted:
+        if placeless(factory) == placeless(arch.factory) and arch.code is not None and code_of(factory) == arch.code:
+            record = record.model_copy(update={"arch": arch.model_copy(update={"factory": factory})})
     return Checkpoint(folder, record)
 
 

@@ -46,6 +46,8 @@ BUDGET_MISSED, INTERRUPTED = 1, 130
 def main() -> None:
     """Entry point: user errors become one message and exit code 2, bugs keep their traceback."""
     errors = make_console(stderr=True)
+    # As `python -m` does, but last: a folder must not hide an installed package.
+    sys.path.append(str(Path.cwd()))
     try:
         app(prog_name="compress")
     except ConfigError as error:

@@ -23,12 +23,6 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def is_weights_file(weights: str) -> bool:
-    """Whether a `weights` setting names a file rather than published weights."""
-    endings = (".safetensors", ".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")
-    return weights.endswith(endings) or "/" in weights or os.sep in weights
-
-
 def canonical_json(value: Any) -> bytes:
     """JSON with sorted keys and no spare space: equal values have equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()

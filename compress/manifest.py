@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from compress.edits import Edit
 from compress.errors import CheckpointError
 from compress.files import canonical_json, readable_json, sha256_of
+from compress.names import placeless
 
 FILE_NAME = "checkpoint.json"
 WEIGHTS = "model.safetensors"
@@ -40,6 +41,8 @@ class ArchRecord(_Part):
 
     factory: str
     kwargs: dict[str, JsonValue] = {}
+    code: str | None = None
+    """SHA-256 of the file that a user's factory stands in; None for built-in ones."""
 
 
 class FileRecord(_Part):
@@ -169,6 +172,7 @@ def _digest(manifest: Manifest) -> str:
     content = manifest.model_dump(
         mode="json", include={"version", "arch", "edits", "form", "memory_format", "aliases", "inputs", "files"}
     )
+    content["arch"]["factory"] = placeless(manifest.arch.factory)  # the same wherever the file lies
     return hashlib.sha256(canonical_json(content)).hexdigest()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import json
 import platform
 import shutil
@@ -23,7 +24,7 @@ from compress.bench.measure import Bench, measure
 from compress.checkpoint import Checkpoint, Draft
 from compress.config import DistillConfig, ModelConfig, Pipeline
 from compress.data.load import load_data
-from compress.errors import CheckpointError, CompressError
+from compress.errors import CheckpointError, CompressError, TrainingError
 from compress.events import Progress, Silent
 from compress.files import new_folder, readable_json, write_file
 from compress.manifest import HistoryEntry, InputRecord
@@ -31,7 +32,7 @@ from compress.methods.statistics import paired_difference, two_proportions_diffe
 from compress.models.factory import Arch
 from compress.models.source import make_model
 from compress.plan import Cache, Keys, Planned, check_files, planned_stages, reference_position, selected
-from compress.provenance import identity, versions
+from compress.provenance import code_digest, identity, versions
 from compress.report import write_report
 from compress.results import (
     Artifact,
@@ -45,9 +46,10 @@ from compress.results import (
     load_results,
 )
 from compress.stages import STAGES, source
-from compress.stages.base import Context, check_forward
+from compress.stages.base import Context, check_forward, check_training_forward
 
 RESULTS = "results.json"
+_OUT_OF_MEMORY = "out of memory in stage '{}': try a smaller batch_size of the stage, or a smaller bench.batch_size"
 _SUSPICIOUS_GAP_POINTS = 2.0
 _SUSPICIOUS_P_VALUE = 0.001
 
@@ -137,7 +139,8 @@ class _Run:
         for planned in stages:
             parent = done[-1] if done else None
             reference = done[min(len(done) - 1, reference_at)] if done else None
-            done.append(self._stage(planned, parent, reference, stages))
+            with _clear_memory_errors(planned.label):
+                done.append(self._stage(planned, parent, reference, stages))
             if planned.position == reference_at:
                 self._check_reference(done[-1])
         return done
@@ -171,7 +174,8 @@ class _Run:
             self._check_before_training(draft.model, stages)
         else:
             draft = self._run_stage(planned, parent, reference, scratch)
-        seconds = time.perf_counter() - started
+        trained = sum(float(row["seconds"]) for row in draft.training)
+        seconds = max(time.perf_counter() - started, trained)  # epochs before a restart count too
         entry = HistoryEntry(
             stage=planned.name,
             parent=parent.checkpoint.digest if parent else None,
@@ -207,14 +211,15 @@ class _Run:
             scratch=scratch,
             progress=self.progress,
             trusted=self.trusted,
-            parent_accuracy=parent.measurement.accuracy.model_dump(mode="json"),
+            # Only export writes it down; no other stage gets to see test accuracy.
+            parent_accuracy=parent.measurement.accuracy.model_dump(mode="json") if planned.name == "export" else {},
         )
         draft = STAGES[planned.name].load()(parent.checkpoint, planned.settings, context)
         return replace(draft, notes=tuple(context.notes), warnings=tuple(context.warnings))
 
     def _load(self, folder: Path) -> Checkpoint:
         try:
-            return checkpoints.load(folder)
+            return checkpoints.load(folder, self.trusted)
         except CheckpointError as error:
             raise CheckpointError(f"{error}; remove the folder, or run with --fresh, to make it anew") from None
 
@@ -227,11 +232,15 @@ class _Run:
         inputs = next(iter(self.data.train.take([0, len(self.data.train) - 1]).batches(2))).inputs
         classes = len(self.data.classes)
         check_forward(model, inputs, classes, "model")
+        if any(planned.name == "train" for planned in stages):
+            check_training_forward(model, inputs, "model")
         for planned in stages:
             if isinstance(planned.settings, DistillConfig):
                 student = planned.settings.student
                 made = make_model(Arch(student.factory, student.kwargs), student.weights, planned.seed)
-                check_forward(made, inputs, classes, f"stages.{planned.position - 1}.distill.student")
+                what = f"stages.{planned.position - 1}.distill.student"
+                check_forward(made, inputs, classes, what)
+                check_training_forward(made, inputs, what)
         trains = any(planned.name == "train" for planned in stages)
         own_code = Arch(self.pipeline.model.factory).is_code()
         if len(stages) > 1 and not (trains or own_code or self.pipeline.model.weights):
@@ -252,12 +261,13 @@ class _Run:
     def _finish(self, done: Sequence[_Done]) -> Results:
         path = self.root / RESULTS
         here = _machine()
-        latencies = self._known_latencies(path, done, here) or self._latencies(done)
+        known = self._known_latencies(path, done, here)
         reference = done[min(len(done) - 1, reference_position(self.pipeline))]
-        artifact = self._publish(done[-1]) if done[-1].checkpoint.form == "exported" else None
+        artifact = self._publish(done[-1])
         difference = _difference(reference.measurement, done[-1].measurement) if done[-1] is not reference else None
         budget = None
-        if self.pipeline.budget is not None and difference is not None:
+        whole = len(done) == len(self.pipeline.stages) + 1
+        if self.pipeline.budget is not None and difference is not None and whole:
             allowed = self.pipeline.budget.accuracy_drop
             budget = Budget(accuracy_drop=allowed, difference=difference, met=-difference.points <= allowed)
         results = Results(
@@ -269,15 +279,22 @@ class _Run:
             machine=here,
             reference=reference.planned.label,
             classes=self.data.classes,
-            rows=tuple(_row(one, latencies.get(one.planned.label, ())) for one in done),
+            rows=tuple(_row(one, (known or {}).get(one.planned.label, ())) for one in done),
             difference=difference,
             budget=budget,
             artifact=artifact,
             warnings=tuple(self.warnings),
         )
-        write_file(path, readable_json(results.model_dump(mode="json")))
-        write_report(results, self.root)
+        self._write(results)
+        if known is None and self.pipeline.bench.latency is not None:
+            # Everything else is safe on disk by now: a model too slow to time costs its latency only.
+            results = self._with_latencies(results, done)
+            self._write(results)
         return results
+
+    def _write(self, results: Results) -> None:
+        write_file(self.root / RESULTS, readable_json(results.model_dump(mode="json")))
+        write_report(results, self.root)
 
     def _known_latencies(
         self, path: Path, done: Sequence[_Done], here: Machine
@@ -293,22 +310,31 @@ class _Run:
             (one.planned.label, one.measurement.sha256) for one in done
         ]
         same_settings = known.settings.get("bench") == identity(self.pipeline).get("bench")
-        if not (same_rows and same_settings and known.machine == here):
+        measured = any(row.latency for row in known.rows) or self.pipeline.bench.latency is None
+        if not (same_rows and same_settings and measured and known.machine == here):
             return None
         return {row.stage: row.latency for row in known.rows}
 
-    def _latencies(self, done: Sequence[_Done]) -> dict[str, tuple[Latency, ...]]:
-        if self.pipeline.bench.latency is None:
-            return {}
+    def _with_latencies(self, results: Results, done: Sequence[_Done]) -> Results:
+        assert self.pipeline.bench.latency is not None
         self.progress.note("latency of all rows, in alternating rounds, a process each")
         variants = [
             latency.Variant(one.planned.label, one.checkpoint.path / one.measurement.model, one.measurement.precision)
             for one in done
         ]
-        return latency.measure(variants, self.pipeline.bench.latency, self.progress)
+        try:
+            found = latency.measure(variants, self.pipeline.bench.latency, self.progress)
+        except CompressError as error:
+            self._warn(f"no latency: {error}")
+            return results.model_copy(update={"warnings": tuple(self.warnings)})
+        rows = tuple(row.model_copy(update={"latency": found.get(row.stage, ())}) for row in results.rows)
+        return results.model_copy(update={"rows": rows, "warnings": tuple(self.warnings)})
 
-    def _publish(self, last: _Done) -> Artifact:
-        """Put the exported files into `dist/`, all or none."""
+    def _publish(self, last: _Done) -> Artifact | None:
+        """Put the exported files into `dist/`, all or none; what an earlier run put there would be another model's."""
+        if last.checkpoint.form != "exported":
+            shutil.rmtree(self.root / "dist", ignore_errors=True)
+            return None
         files = {name: r for name, r in last.checkpoint.manifest.files.items() if name != "model.safetensors"}
         with new_folder(self.root / "dist") as folder:
             for name in files:
@@ -375,6 +401,9 @@ def _summary(measurement: Measurement) -> str:
 def _machine() -> Machine:
     modules = ("compress.pipeline", *(stage.module for stage in STAGES.values()))
     known = {name: number for module in modules for name, number in versions(module).items()}
+    # Figures of another harness are not reused.
+    harness = code_digest("compress.bench.latency") + code_digest("compress.bench.latency_worker")
+    known["compress latency harness"] = hashlib.sha256(harness.encode()).hexdigest()[:12]
     return Machine(
         cpu=machine.cpu_model(),
         cores=machine.cores(),
@@ -385,6 +414,18 @@ def _machine() -> Machine:
         python=platform.python_version(),
         versions=dict(sorted(known.items())),
     )
+
+
+@contextlib.contextmanager
+def _clear_memory_errors(stage: str) -> Iterator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise TrainingError(_OUT_OF_MEMORY.format(stage)) from error
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):  # how torch's CPU allocator says it
+            raise
+        raise TrainingError(_OUT_OF_MEMORY.format(stage)) from error
 
 
 @contextlib.contextmanager

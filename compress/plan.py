@@ -17,8 +17,9 @@ from compress.config import Config, Pipeline, StudentConfig
 from compress.data.files import no_such
 from compress.data.fingerprint import fingerprint, missing
 from compress.errors import CheckpointError, CompressError, ConfigError, Problem, nearest
-from compress.files import TEMPORARY, is_weights_file, sha256_of
+from compress.files import TEMPORARY, sha256_of
 from compress.manifest import Manifest
+from compress.names import is_weights_file
 from compress.provenance import code_digest, differences, identity, key_digest, versions
 from compress.results import METRICS, Measurement
 from compress.seeds import derive_seed
@@ -151,6 +152,7 @@ class Keys:
             "checkpoint": record.digest,
             "data": dict(self._data),
             "seed": self._pipeline.seed,
+            "batch_size": self._pipeline.bench.batch_size,  # sums round differently
             "machine": self._place,
             "versions": dict(versions(_BENCH_MODULE)),
             "code": code_digest(_BENCH_MODULE),

@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import JsonValue
 
 from compress.config import Config
-from compress.files import canonical_json, is_weights_file, sha256_of
+from compress.files import canonical_json, sha256_of
 from compress.machine import version
+from compress.names import callable_file, is_code, is_weights_file
 
 PACKAGE = Path(__file__).resolve().parent
 # Their values stand in the key itself, so that a new setting of one stage does not cost another its cache.
@@ -73,6 +74,15 @@ def identity(settings: Config) -> dict[str, JsonValue]:
     return plain
 
 
+def code_of(factory: str) -> str | None:
+    """SHA-256 of the file a user's factory stands in; None for built-in ones and where there is no such file.
+
+    Files which that one imports are not seen.
+    """
+    file = callable_file(factory) if is_code(factory) else None
+    return _cached_digest(file, file.stat().st_mtime_ns) if file and file.is_file() else None
+
+
 def key_digest(key: Mapping[str, JsonValue]) -> str:
     """SHA-256 of a cache key."""
     return hashlib.sha256(canonical_json(key)).hexdigest()
@@ -107,9 +117,8 @@ def _placeless(value: Any, key: str = "") -> Any:
         return value
     if key == "weights" and is_weights_file(value):
         return _file_identity(Path(value))
-    if key in ("factory", "callable") and ".py:" in value:
-        file, _, name = value.rpartition(":")
-        return {**_file_identity(Path(file)), "name": name}
+    if key in ("factory", "callable") and (file := callable_file(value) if is_code(value) else None):
+        return {**_file_identity(file), "name": value.rpartition(":")[2]}
     return Path(value).name if key == "root" else value
 
 

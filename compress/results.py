@@ -127,7 +127,7 @@ class Artifact(Record):
     max_error: float | None
     """Largest difference of the fp32 file's outputs from the checkpoint's, relative to their magnitude."""
     agreement: float | None
-    """Fraction of validation samples on which the int8 file answers as the checkpoint."""
+    """Fraction of validation samples on which the int8 file answers as its float weights."""
 
 
 class Machine(Record):

@@ -7,6 +7,7 @@ best weights alone. They are saved after every epoch; a killed run goes on there
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import math
 import time
@@ -18,7 +19,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -232,7 +233,9 @@ class _Loop:
 class _State:
     """What an epoch leaves behind: rows so far and the best weights."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: str) -> None:
+        """Begin at weights with the digest `start`."""
+        self.start = start
         self.rows: list[dict[str, float | int]] = []
         self.best: dict[str, Tensor] = {}
 
@@ -251,17 +254,26 @@ class _State:
         rows = canonical_json(self.rows).decode()
         # safetensors takes contiguous tensors of their own memory only.
         own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        write_file(scratch / _STATE, save(own, metadata={"rows": rows}))
+        write_file(scratch / _STATE, save(own, metadata={"rows": rows, "start": self.start}))
 
     @classmethod
     def resume(cls, scratch: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> _State:
-        """The state after the last saved epoch, put into model and optimizer; a new one where none was saved."""
-        state = cls()
+        """The state after the last saved epoch, put into model and optimizer.
+
+        A new one where none was saved, where it cannot be read, or where it began at other weights than `model` has:
+        then it belongs to another training of the same stage.
+        """
+        state = cls(_digest_of(model))
         path = scratch / _STATE
-        if not path.is_file():
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata()
+            if metadata["start"] != state.start:
+                return state
+            tensors = load_file(path)
+            state.rows = json.loads(metadata["rows"])
+        except (OSError, SafetensorError):
             return state
-        state.rows = _read_rows(path)
-        tensors = load_file(path)
         model.load_state_dict(_under("model.", tensors))
         state.best = _under("best.", tensors)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -276,10 +288,12 @@ class _State:
         return state
 
 
-def _read_rows(path: Path) -> list[dict[str, float | int]]:
-    with safe_open(path, framework="pt") as file:
-        rows: list[dict[str, float | int]] = json.loads(file.metadata()["rows"])
-    return rows
+def _digest_of(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -18,9 +18,10 @@ from compress.config.data import (
     PythonConfig,
     TorchvisionConfig,
 )
-from compress.data.files import callable_file, torchvision_names
+from compress.data.files import torchvision_names
 from compress.data.fingerprint import fingerprint, missing
 from compress.errors import DataError
+from compress.names import callable_file
 
 
 def arrays(root):

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from compress.errors import CompressError
-from compress.files import canonical_json, is_weights_file, new_folder, readable_json, sha256_of, write_file
+from compress.files import canonical_json, new_folder, readable_json, sha256_of, write_file
+from compress.names import is_weights_file
 
 
 def content(folder):

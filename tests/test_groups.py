@@ -195,4 +195,11 @@ def test_exactly_the_broken_items_are_found_in_order_and_in_few_trials(case):
         return f"{bad[0]} is broken" if bad else None
 
     assert find_broken(range(n), why_not) == [(item, f"{item} is broken") for item in sorted(broken)]
-    assert len(trials) <= 1 + 2 * len(broken) * max(1, n).bit_length()
+    assert len(trials) <= 2 + 2 * len(broken) * max(1, n).bit_length()
+
+
+def test_items_that_fail_only_together_are_left_out_one_by_one():
+    def why_not(tried):
+        return "three is a crowd" if len(set(tried) & {1, 3, 5}) > 2 else None
+
+    assert find_broken(range(8), why_not) == [(5, "three is a crowd")]

@@ -258,7 +258,7 @@ def test_a_second_run_does_nothing_again(again, monkeypatch):
     monkeypatch.setattr("compress.training.fit", never)
     monkeypatch.setattr("compress.pipeline.measure", never)
     monkeypatch.setattr("compress.pipeline.latency.measure", never)
-    monkeypatch.setattr("compress.pipeline.STAGES", {})
+    monkeypatch.setattr("compress.stages.Stage.load", never)
     second, recorder = go(pipeline, runs)
     assert (recorder.cached, recorder.started) == (NAMES, {})
     assert second.rows == results.rows
@@ -552,3 +552,86 @@ def test_a_pipeline_without_stages_measures_the_source(tiny, tmp_path):
     results, recorder = go(tiny.pipeline(tmp_path), tmp_path / "runs")
     assert [row.stage for row in results.rows] == ["source"]
     assert recorder.warnings == []
+
+
+# The user's code is part of what a result depends on
+
+
+def moved(tiny, folder):
+    """The same small project in another folder."""
+    shutil.copytree(tiny.root, folder)
+    return type(tiny)(folder)
+
+
+def test_changed_model_code_redoes_everything_that_was_made_with_it(tiny, tmp_path):
+    project = moved(tiny, tmp_path / "project")
+    shipped = (TRAIN, EXPORT)
+    before, _ = go(project.pipeline(tmp_path, *shipped), tmp_path / "runs")
+    code = project.root / "model.py"
+    code.write_text(code.read_text().replace("x = self.conv3(x).relu()", "x = self.conv3(x).sigmoid()"))
+    after, recorder = go(project.pipeline(tmp_path, *shipped), tmp_path / "runs")
+    assert list(recorder.started) == ["source", "train", "export"]
+    assert before.artifact.sha256["model.fp32.onnx"] != after.artifact.sha256["model.fp32.onnx"]
+
+
+def test_a_moved_project_goes_on_from_its_cache(tiny, tmp_path):
+    first = moved(tiny, tmp_path / "here")
+    results, _ = go(first.pipeline(tmp_path, TRAIN), tmp_path / "runs")
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    second = type(tiny)(tmp_path / "there")
+    again, recorder = go(second.pipeline(tmp_path, TRAIN, PRUNE), tmp_path / "runs")
+    assert recorder.cached == ["source", "train"]
+    assert [row.digest for row in again.rows[:2]] == [row.digest for row in results.rows]
+
+
+def test_a_checkpoint_is_not_built_with_code_that_changed_since(tiny, tmp_path):
+    project = moved(tiny, tmp_path / "project")
+    results, _ = go(project.pipeline(tmp_path, TRAIN), tmp_path / "runs")
+    checkpoint = checkpoints.load(folder_of(results, tmp_path / "runs", "train"))
+    checkpoint.build({project.factory})
+    code = project.root / "model.py"
+    code.write_text(code.read_text() + "\n# another day\n")
+    with pytest.raises(CheckpointError, match="has changed since this checkpoint was made"):
+        checkpoint.build({project.factory})
+
+
+def test_a_model_that_answers_more_in_training_is_refused_before_training(tiny, tmp_path):
+    project = moved(tiny, tmp_path / "project")
+    code = project.root / "model.py"
+    code.write_text(
+        code.read_text()
+        + "\nclass Aux(Tiny):\n    def forward(self, x):\n        y = super().forward(x)\n"
+        + "        return (y, y) if self.training else y\n"
+    )
+    pipeline = project.pipeline(tmp_path, TRAIN, model={"factory": project.named("Aux")})
+    with pytest.raises(StageError, match="in training mode the forward pass returns a tuple"):
+        go(pipeline, tmp_path / "runs")
+
+
+# Nothing else is lost with the latency, and nothing stale is left
+
+
+def test_a_model_that_cannot_be_timed_costs_its_latency_only(tiny, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise CompressError("latency of 'source': no answer for 120 s")
+
+    monkeypatch.setattr("compress.pipeline.latency.measure", fails)
+    results, recorder = go(tiny.pipeline(tmp_path, EXPORT, bench=LATENCY), tmp_path / "runs")
+    assert any("no latency: latency of 'source': no answer" in text for text in recorder.warnings)
+    assert load_results(tmp_path / "runs/tiny/results.json") == results
+    assert results.artifact is not None
+    assert not any(row.latency for row in results.rows)
+    monkeypatch.undo()
+    results, _ = go(tiny.pipeline(tmp_path, EXPORT, bench=LATENCY), tmp_path / "runs")
+    assert all(row.latency for row in results.rows)
+
+
+def test_dist_belongs_to_the_results_beside_it(tiny, tmp_path):
+    pipeline = tiny.pipeline(tmp_path, EXPORT, budget={"accuracy_drop": 0.0})
+    go(pipeline, tmp_path / "runs")
+    assert (tmp_path / "runs/tiny/dist").is_dir()
+    results, _ = go(pipeline, tmp_path / "runs", until="source")
+    assert (results.artifact, results.budget) == (None, None)
+    assert not (tmp_path / "runs/tiny/dist").exists()
+    go(pipeline, tmp_path / "runs")
+    assert (tmp_path / "runs/tiny/dist").is_dir()

@@ -656,3 +656,10 @@ def test_metadata_must_not_change_what_the_int8_file_computes(made, workshop, mo
     with pytest.raises(ExportError, match=r"model.int8.onnx computes something else than the checkpoint's model.onnx"):
         workshop.run(made("quantize"), "export")
     assert not workshop.folder.exists()
+
+
+def test_prune_meets_a_target_where_channels_are_concatenated(workshop, tiny):
+    source = workshop.source(tiny.named("branches"))
+    result = workshop.run(source, "prune", target={"macs": 0.5}, multiple=1, recovery=None)
+    remains = cost(result).macs / cost(source).macs
+    assert 0.4 < remains <= 0.5

@@ -117,6 +117,7 @@ class _Worker:
         self.variant = variant
         self._threads = threads
         self._nanoseconds: list[int] = []
+        self._round_medians: list[float] = []
         self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def __enter__(self) -> Self:
@@ -163,12 +164,15 @@ class _Worker:
 
     def measure(self, seconds: float) -> None:
         """Add the samples of one round."""
-        self._nanoseconds += self._ask({"do": "measure", "seconds": seconds}, seconds)["nanoseconds"]
+        found = self._ask({"do": "measure", "seconds": seconds}, seconds)["nanoseconds"]
+        self._nanoseconds += found
+        self._round_medians.append(float(np.median(found)) / 1e6)
 
     def latency(self, batch_size: int) -> Latency:
         """What all rounds together say."""
         milliseconds = np.asarray(self._nanoseconds, dtype=np.float64) / 1e6
-        median, low, high = median_interval(milliseconds)
+        # Calls of one round share whatever the machine was doing then: the rounds are the independent samples.
+        median, low, high = median_interval(np.asarray(self._round_medians))
         return Latency(
             device="cpu",
             backend="onnxruntime",

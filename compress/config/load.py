@@ -18,7 +18,7 @@ from compress.config.document import Document, Location, dotted
 from compress.config.pipeline import Pipeline
 from compress.config.stages import STAGE_CONFIGS, ModelConfig
 from compress.errors import ConfigError, Problem, listed, nearest
-from compress.files import is_weights_file
+from compress.names import is_weights_file
 
 _DATA_KINDS = ("digits", "arrays", "image_folder", "torchvision", "python")
 _KINDS = {

@@ -194,7 +194,7 @@ class ExportConfig(StageConfig):
         default=1e-4, gt=0.0, description="Largest difference of the fp32 file's outputs, relative to their magnitude."
     )
     agreement: Fraction = Field(
-        default=0.8,
+        default=0.95,
         description="Least fraction of validation samples on which the int8 file answers as its float weights.",
     )
 

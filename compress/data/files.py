@@ -9,7 +9,6 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
-from importlib.machinery import PathFinder
 from pathlib import Path
 
 from compress.config.data import ArraysConfig, ImageFolderConfig, TorchvisionConfig
@@ -114,28 +113,6 @@ def _unpacked(entries: list[Path]) -> Iterator[Path]:
         for path in sorted(entry.rglob("*")) if entry.is_dir() else [entry]:
             if path.is_file() and not path.name.lower().endswith(_ARCHIVES):
                 yield path
-
-
-def callable_file(callable_name: str) -> Path | None:
-    """Source file of `file.py:function` or `package.module:function`; None where there is no such module.
-
-    Neither the module nor its parent packages are imported.
-    """
-    target = callable_name.rpartition(":")[0]
-    if target.endswith(".py"):
-        return Path(target)
-    first, *rest = target.split(".")
-    try:
-        spec = importlib.util.find_spec(first)
-    except (ImportError, ValueError):
-        return None
-    name = first
-    for part in rest:
-        if spec is None or spec.submodule_search_locations is None:
-            return None
-        name = f"{name}.{part}"
-        spec = PathFinder.find_spec(name, list(spec.submodule_search_locations))
-    return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
 
 
 def same_classes(classes: Mapping[str, list[str]]) -> str | None:

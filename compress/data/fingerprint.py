@@ -19,7 +19,6 @@ from compress.data.files import (
     SPLITS,
     array_name,
     array_names,
-    callable_file,
     class_folders,
     image_files,
     no_such,
@@ -30,6 +29,7 @@ from compress.data.files import (
 )
 from compress.errors import DataError, Problem, listed, nearest
 from compress.machine import version
+from compress.names import callable_file
 
 # Where the data lies, and what changes how fast it is read but no bit of it.
 _NOT_IDENTITY = frozenset({"root", "callable", "workers", "download"})

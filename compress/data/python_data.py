@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -81,7 +82,7 @@ def _resolve(name: str) -> Callable[..., Any]:
 
 def _from_file(path: Path) -> Any:
     # The name is free of dots and unlike any other, so that it hides no module of the same file name.
-    name = f"compress_data_{path.stem}"
+    name = f"compress_data_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

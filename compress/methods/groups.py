@@ -16,6 +16,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from compress.errors import ModelError
 from compress.methods.importance import l1_norm, sum_by_root
 
 
@@ -149,5 +150,13 @@ def why_unprunable(make: Callable[[], nn.Module], example: Tensor, removed: Mapp
 
 
 def copy_on_cpu(model: nn.Module) -> nn.Module:
-    """An independent float32 copy on the CPU, for tracing and cutting."""
-    return copy.deepcopy(model).cpu().float().eval()
+    """An independent float32 copy on the CPU, for tracing and cutting.
+
+    Raises:
+        ModelError: where the model cannot be copied, as with parametrizations of the old kind.
+    """
+    try:
+        return copy.deepcopy(model).cpu().float().eval()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"the model cannot be copied: {reason}; remove such hooks (weight_norm?) first") from error

@@ -17,12 +17,35 @@ def find_broken(items: Sequence[Item], why_not: Callable[[Sequence[Item]], str |
         items: changes that can be tried in any combination.
         why_not: tries some of them together; None where they work, else the reason.
     """
-    if not items:
-        return []
-    reason = why_not(items)
+    reason = why_not(items) if items else None
     if reason is None:
         return []
+    broken = _halve(items, reason, why_not)
+    lost = {id(item) for item, _ in broken}
+    good = [item for item in items if id(item) not in lost]
+    if not good or why_not(good) is None:
+        return broken
+    # Some fail only together: take them in one by one and leave out the one that tips it over.
+    together: list[Item] = []
+    for item in good:
+        reason = why_not([*together, item])
+        if reason is None:
+            together.append(item)
+        else:
+            broken.append((item, reason))
+    return broken
+
+
+def _halve(
+    items: Sequence[Item], reason: str, why_not: Callable[[Sequence[Item]], str | None]
+) -> list[tuple[Item, str]]:
+    """The items that fail on their own; `items` together are known to fail for `reason`."""
     if len(items) == 1:
         return [(items[0], reason)]
     middle = len(items) // 2
-    return find_broken(items[:middle], why_not) + find_broken(items[middle:], why_not)
+    broken = []
+    for half in (items[:middle], items[middle:]):
+        found = why_not(half)
+        if found is not None:
+            broken += _halve(half, found, why_not)
+    return broken

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,13 +25,8 @@ def macs(model: nn.Module, example: Tensor) -> int:
         example: a batch of any size; the count is divided by it.
     """
     counter = FlopCounterMode(display=False)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one opaque operator that the counter does not know
-    try:
-        with torch.no_grad(), counter:
-            model(example)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with torch.no_grad(), _every_operator_seen(), counter:
+        model(example)
     return int(counter.get_total_flops()) // (2 * example.shape[0])
 
 
@@ -50,9 +48,20 @@ def output_positions(model: nn.Module, example: Tensor) -> dict[str, int]:
         if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
             remember(name)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _every_operator_seen():
             model(example)
     finally:
         for handle in hooks:
             handle.remove()
     return positions
+
+
+@contextlib.contextmanager
+def _every_operator_seen() -> Iterator[None]:
+    """Without attention's fast path: one opaque operator that no counter and no hook looks into."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -18,8 +19,8 @@ from torch import nn
 
 from compress.errors import CheckpointError, ModelError, nearest
 from compress.models import cifar
+from compress.names import BUILT_IN, is_code
 
-BUILT_IN = ("cifar", "torchvision", "timm")
 # Arguments of built-in factories that fetch or read files; a checkpoint from a stranger must not set them.
 _READS_FILES = (
     "weights",
@@ -40,7 +41,7 @@ class Arch:
 
     def is_code(self) -> bool:
         """Whether making this model runs somebody's code rather than a built-in factory."""
-        return self.factory.rpartition(":")[0] not in BUILT_IN  # split where `resolve` splits
+        return is_code(self.factory)
 
     def reads_files(self) -> str | None:
         """The first argument that makes a built-in factory fetch or read files, None where there is none."""
@@ -177,7 +178,7 @@ def _module_by_name(place: str, factory: str) -> Any:
 
 def _module_from_file(path: Path, factory: str) -> Any:
     # Free of dots and unlike any other, so that it hides no module of the same file name.
-    name = f"compress_model_{path.stem.replace('.', '_')}"
+    name = f"compress_model_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
         near = nearest(path.name, (p.name for p in path.parent.glob("*.py"))) if path.parent.is_dir() else ""

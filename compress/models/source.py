@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import nn
 
-from compress.files import is_weights_file
 from compress.models.factory import Arch, create
 from compress.models.weights import load_state, published_weights, read_weights
+from compress.names import is_weights_file
 
 
 def make_model(arch: Arch, weights: str | None, seed: int) -> nn.Module:

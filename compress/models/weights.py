@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from compress.errors import ModelError, listed, nearest
 from compress.models.factory import Arch
 
 _SHOWN = 3
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 
 
@@ -80,7 +82,8 @@ def published_weights(arch: Arch, name: str) -> Mapping[str, Tensor]:
                     f"model.weights: '{arch.factory}' has {listed(names)}, not '{name}'{nearest(name, names)}"
                 )
             state: Mapping[str, Tensor] = known[name].get_state_dict(progress=False, check_hash=True, weights_only=True)
-            return state
+            # DenseNet's files still have the names of torch 0.4, which torchvision's own loader mends as well.
+            return {_OLD_DENSENET.sub(r"\1\2.", key): tensor for key, tensor in state.items()}
         if scheme == "timm" and name == "pretrained":
             import timm
 

@@ -38,9 +38,9 @@ def to_onnx(model: nn.Module, input_shape: Sequence[int]) -> onnx.ModelProto:
     Raises:
         ExportError: where torch cannot export the model, with its reason.
     """
-    plain = copy.deepcopy(model).cpu().float().to(memory_format=torch.contiguous_format).eval()
     example = torch.zeros(2, *input_shape)
     try:
+        plain = copy.deepcopy(model).cpu().float().to(memory_format=torch.contiguous_format).eval()
         with _quiet():
             program = torch.onnx.export(
                 plain,

@@ -7,25 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compress.config import (
-    DistillConfig,
-    ExportConfig,
-    FactorizeConfig,
-    PruneConfig,
-    QuantizeConfig,
-    StageConfig,
-    TrainConfig,
-)
-
 if TYPE_CHECKING:
     from compress.stages.base import Run
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: its settings class, and the module whose `run` is it."""
+    """A stage: the module whose `run` it is; its settings class stands in `compress.config.STAGE_CONFIGS`."""
 
-    config: type[StageConfig]
     module: str
 
     def load(self) -> Run:
@@ -36,10 +25,10 @@ class Stage:
 
 SOURCE_MODULE = "compress.stages.source"
 STAGES: Mapping[str, Stage] = {
-    "train": Stage(TrainConfig, "compress.stages.train"),
-    "distill": Stage(DistillConfig, "compress.stages.distill"),
-    "prune": Stage(PruneConfig, "compress.stages.prune"),
-    "factorize": Stage(FactorizeConfig, "compress.stages.factorize"),
-    "quantize": Stage(QuantizeConfig, "compress.stages.quantize"),
-    "export": Stage(ExportConfig, "compress.stages.export"),
+    "train": Stage("compress.stages.train"),
+    "distill": Stage("compress.stages.distill"),
+    "prune": Stage("compress.stages.prune"),
+    "factorize": Stage("compress.stages.factorize"),
+    "quantize": Stage("compress.stages.quantize"),
+    "export": Stage("compress.stages.export"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -127,6 +128,27 @@ def check_forward(model: nn.Module, example: Tensor, classes: int, what: str) ->
             hint = f"; set its kwargs to {{num_classes: {classes}}}, or what its factory calls it"
         raise StageError(
             f"{what}: answers {tuple(logits.shape)} for {len(example)} samples, but the data has {classes} classes{hint}"
+        )
+
+
+def check_training_forward(model: nn.Module, example: Tensor, what: str) -> None:
+    """Run a copy of a model once in training mode; some then answer more than logits.
+
+    Raises:
+        StageError: where it fails, or answers something else than one tensor.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            answer = copy.deepcopy(model).train()(example)
+    except Exception as error:  # a user's forward may raise anything
+        reason = str(error).strip().splitlines()
+        raise StageError(
+            f"{what}: the forward pass fails in training mode: {reason[0] if reason else type(error).__name__}"
+        ) from error
+    if not isinstance(answer, Tensor):
+        raise StageError(
+            f"{what}: in training mode the forward pass returns a {type(answer).__name__}, not one tensor of logits; "
+            "switch auxiliary heads off in its kwargs"
         )
 
 

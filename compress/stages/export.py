@@ -17,6 +17,7 @@ from compress.config import ExportConfig
 from compress.errors import ExportError
 from compress.files import readable_json
 from compress.manifest import MODEL_ONNX
+from compress.names import placeless
 from compress.onnx_io.convert import INPUT, OUTPUT, add_metadata, serialized, to_onnx
 from compress.onnx_io.session import infer, open_session
 from compress.stages.base import Context
@@ -77,19 +78,13 @@ def _metadata(parent: Checkpoint, context: Context) -> dict[str, Any]:
             "normalize": "(x - mean) / std per channel, after scaling to [0, 1]" if data.mean else "none",
         },
         "output": {"name": OUTPUT, "shape": ["batch", len(data.classes)], "meaning": "logits"},
-        "model": _public_factory(parent.arch.factory),
+        "model": placeless(parent.arch.factory),
         "lineage": [
             *({"stage": entry.stage, "made_from": entry.parent} for entry in parent.history),
             {"stage": "export", "made_from": parent.digest},
         ],
         "accuracy": context.parent_accuracy,
     }
-
-
-def _public_factory(factory: str) -> str:
-    """A factory's name without the folders of a user's file."""
-    place, _, name = factory.rpartition(":")
-    return f"{place.replace(chr(92), '/').rsplit('/', 1)[-1]}:{name}"
 
 
 def _check_file(content: bytes, name: str) -> None:

@@ -111,15 +111,16 @@ class _Pruner:
     def _remains(self, ratio: float) -> float:
         """Fraction of MACs or parameters that remains, counted from the shapes that the weights will have."""
         removed = {name: set(gone) for name, gone in self._removed(ratio).items()}
-        cut: dict[str, dict[int, int]] = {}
+        cut: dict[str, dict[int, set[int]]] = {}
         for group in self.groups:
             for item in group.coupled:
-                gone = sum(root in removed[group.name] for root in item.roots)
-                cut.setdefault(item.layer, {})[item.axis] = gone
+                gone = {s for s, root in zip(item.slices, item.roots, strict=True) if root in removed[group.name]}
+                # Where channels are concatenated, several groups cut the same axis.
+                cut.setdefault(item.layer, {}).setdefault(item.axis, set()).update(gone)
         saved = Cost(0, 0)
         for layer, axes in cut.items():
             weight = self.model.get_submodule(layer).get_parameter("weight")
-            left = math.prod(size - axes.get(axis, 0) for axis, size in enumerate(weight.shape))
+            left = math.prod(size - len(axes.get(axis, ())) for axis, size in enumerate(weight.shape))
             parameters = weight.numel() - left
             saved = Cost(saved.parameters + parameters, saved.macs + parameters * self.positions.get(layer, 0))
         if self.config.target.kind == "parameters":
