@@ -158,7 +158,7 @@ def inspect(
     trust_code: Annotated[
         bool,
         typer.Option(
-            "--trust-code", help="Run the checkpoint's own model code, to count its layers. It may do anything."
+            "--trust-code", help="Run the checkpoint's own model code, to count its parameters. It may do anything."
         ),
     ] = False,
 ) -> None:

@@ -24,6 +24,7 @@ MODEL = '''
 import os
 import signal
 
+import torch
 from torch import nn
 
 
@@ -62,6 +63,21 @@ class Separable(nn.Module):
         return self.head(self.pointwise(x).relu().flatten(1))
 
 
+class Branches(nn.Module):
+    """Two convolutions whose channels are concatenated."""
+
+    def __init__(self, num_classes=4):
+        super().__init__()
+        self.left = nn.Conv2d(1, 24, 3, padding=1)
+        self.right = nn.Conv2d(1, 24, 5, padding=2)
+        self.join = nn.Conv2d(48, 32, 3, stride=2, padding=1)
+        self.head = nn.Linear(32, num_classes)
+
+    def forward(self, x):
+        x = torch.cat([self.left(x).relu(), self.right(x).relu()], 1)
+        return self.head(self.join(x).relu().mean((2, 3)))
+
+
 class Mortal(Tiny):
     """Kills its process in training step DIE_AT."""
 
@@ -80,7 +96,7 @@ class Stubborn(Tiny):
         raise ValueError("no forward today")
 
 
-make, separable, mortal, stubborn = Tiny, Separable, Mortal, Stubborn
+make, separable, branches, mortal, stubborn = Tiny, Separable, Branches, Mortal, Stubborn
 '''
 SHAPE, CLASSES = (12, 8, 1), 4
 
@@ -246,7 +262,9 @@ def workshop(tiny, tiny_data, tmp_path):
 
 
 def make_workshop(folder, tiny, dataset):
-    return Workshop(folder, dataset, tiny.factory, frozenset({tiny.factory, tiny.named("separable")}))
+    return Workshop(
+        folder, dataset, tiny.factory, frozenset({tiny.factory, tiny.named("separable"), tiny.named("branches")})
+    )
 
 
 @pytest.fixture(scope="session")

@@ -119,6 +119,23 @@ def test_what_was_drawn_before_does_not_matter(make, train):
 # Resuming
 
 
+def test_a_second_training_in_the_same_place_begins_anew(make, train, tmp_path):
+    train(make(), epochs=3, scratch=tmp_path / "place")
+    second, alone = make(width=12), make(width=12)
+    train(second, epochs=3, scratch=tmp_path / "place")
+    train(alone, epochs=3)
+    assert same(bits(second), bits(alone))
+
+
+def test_a_damaged_state_is_begun_anew(make, train, tmp_path):
+    undisturbed, model = make(), make()
+    train(undisturbed)
+    (tmp_path / "place").mkdir()
+    (tmp_path / "place" / "training.safetensors").write_bytes(b"no tensors")
+    train(model, scratch=tmp_path / "place")
+    assert same(bits(model), bits(undisturbed))
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
