@@ -42,7 +42,7 @@ class SplitAccuracy(Record):
 
 
 class Latency(Record):
-    """Time of one call: the median of the rounds' medians with its 95 % interval (order statistics), tails over all calls."""
+    """Time of one call: the median of the rounds' medians with its 95 % interval (order statistics); tails of all calls."""
 
     device: str
     backend: str
