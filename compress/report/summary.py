@@ -34,8 +34,8 @@ DEFINITIONS: Facts = (
         "Latency",
         (
             "ONNX Runtime, own process per model, alternating rounds: the time of one call, as the median with its "
-            "95 % interval from order statistics over the rounds, which assumes no distribution. Where the intervals of two medians "
-            "overlap, no ratio is claimed. It belongs to the machine named above."
+            "95 % interval from order statistics over the rounds, which assumes no distribution. Where the intervals of two "
+            "medians overlap, no ratio is claimed. It belongs to the machine named above."
         ),
     ),
     ("MACs", "Multiply-accumulate operations of one sample's forward pass."),
