@@ -28,6 +28,8 @@ FILE_NAME = "checkpoint.json"
 WEIGHTS = "model.safetensors"
 QUANTIZATION = "quantization.json"
 MODEL_ONNX = "model.onnx"
+# What `export` adds, and what `dist/` holds.
+FP32_ONNX, INT8_ONNX, METADATA = "model.fp32.onnx", "model.int8.onnx", "metadata.json"
 VERSION: Final = 1
 _MAX_BYTES = 256 << 20
 

@@ -27,7 +27,7 @@ from compress.data.load import load_data
 from compress.errors import CheckpointError, CompressError, TrainingError
 from compress.events import Progress, Silent
 from compress.files import new_folder, readable_json, write_file
-from compress.manifest import HistoryEntry, InputRecord
+from compress.manifest import METADATA, WEIGHTS, HistoryEntry, InputRecord
 from compress.methods.statistics import paired_difference, two_proportions_differ
 from compress.models.factory import Arch
 from compress.models.source import make_model
@@ -335,7 +335,7 @@ class _Run:
         if last.checkpoint.form != "exported":
             shutil.rmtree(self.root / "dist", ignore_errors=True)
             return None
-        files = {name: r for name, r in last.checkpoint.manifest.files.items() if name != "model.safetensors"}
+        files = {name: r for name, r in last.checkpoint.manifest.files.items() if name != WEIGHTS}
         with new_folder(self.root / "dist") as folder:
             for name in files:
                 shutil.copyfile(last.checkpoint.path / name, folder / name)
@@ -350,7 +350,7 @@ class _Run:
 
 
 def _verification(checkpoint: Checkpoint) -> dict[str, float | None]:
-    content = json.loads((checkpoint.path / "metadata.json").read_bytes())
+    content = json.loads((checkpoint.path / METADATA).read_bytes())
     verification: dict[str, float | None] = content["verification"]
     return verification
 

@@ -14,7 +14,7 @@ from compress.checkpoint import Checkpoint
 from compress.data.base import Dataset
 from compress.events import Progress
 from compress.files import readable_json, sha256_of, write_file
-from compress.manifest import MODEL_ONNX
+from compress.manifest import FP32_ONNX, INT8_ONNX, MODEL_ONNX
 from compress.models.cost import macs, parameters
 from compress.onnx_io.convert import serialized, to_onnx
 from compress.results import METRICS, Measurement, SplitAccuracy
@@ -81,7 +81,7 @@ def measure(checkpoint: Checkpoint, key: dict[str, JsonValue], bench: Bench) -> 
 
 def deployed_file(checkpoint: Checkpoint) -> Path | None:
     """The ONNX file that a checkpoint itself brings, the int8 one where there are two; None for float checkpoints."""
-    for name in (MODEL_ONNX, "model.int8.onnx", "model.fp32.onnx"):
+    for name in (MODEL_ONNX, INT8_ONNX, FP32_ONNX):
         path = checkpoint.file(name)
         if path is not None:
             return path

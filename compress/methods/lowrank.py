@@ -55,7 +55,7 @@ def rounded_rank(rank: int, multiple: int, limit: int) -> int:
 
 
 def factor_cost(out: int, rest: int, per_position: int, rank: int) -> tuple[int, int]:
-    """Parameters of the layer as it is and as two factors of a rank; both cost the same number of MACs per position.
+    """Multiply-accumulates of a layer as it is, and as two factors of a rank.
 
     Args:
         out: output channels.

@@ -163,3 +163,9 @@ class Cost:
 def cost_of(model: nn.Module, example: Tensor) -> Cost:
     """Parameters, and multiply-accumulates of one sample."""
     return Cost(parameters(model), macs(model, example[:1]))
+
+
+def what_remains(before: Cost, after: Cost) -> str:
+    """How much of a model surgery left, for the notes."""
+    macs_left, parameters_left = after.macs / before.macs, after.parameters / before.parameters
+    return f"{100 * macs_left:.1f} % of the MACs and {100 * parameters_left:.1f} % of the parameters remain"

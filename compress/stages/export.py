@@ -16,13 +16,12 @@ from compress.checkpoint import Checkpoint, Draft
 from compress.config import ExportConfig
 from compress.errors import ExportError
 from compress.files import readable_json
-from compress.manifest import MODEL_ONNX
+from compress.manifest import FP32_ONNX, INT8_ONNX, METADATA, MODEL_ONNX
 from compress.names import placeless
 from compress.onnx_io.convert import INPUT, OUTPUT, add_metadata, serialized, to_onnx
 from compress.onnx_io.session import infer, open_session
 from compress.stages.base import Context
 
-FP32_NAME, INT8_NAME, METADATA_NAME = "model.fp32.onnx", "model.int8.onnx", "metadata.json"
 _BATCH = 64
 
 
@@ -36,30 +35,30 @@ def run(parent: Checkpoint, config: ExportConfig, context: Context) -> Draft:
     metadata = _metadata(parent, context)
     props = {f"compress.{key}": json.dumps(value, sort_keys=True) for key, value in metadata.items()}
     floats = serialized(add_metadata(to_onnx(model, context.data.input_shape), props))
-    _check_file(floats, FP32_NAME)
+    _check_file(floats, FP32_ONNX)
     error = _largest_error(model, floats, context)
     if not error <= config.tolerance:  # also where it is NaN
         raise ExportError(
-            f"export: {FP32_NAME} differs from the checkpoint by {error:.2e} of the outputs' magnitude, "
+            f"export: {FP32_ONNX} differs from the checkpoint by {error:.2e} of the outputs' magnitude, "
             f"more than export.tolerance {config.tolerance:.0e}"
         )
-    context.note(f"{FP32_NAME}: largest difference {error:.1e} of the outputs' magnitude")
-    files = {FP32_NAME: floats}
+    context.note(f"{FP32_ONNX}: largest difference {error:.1e} of the outputs' magnitude")
+    files = {FP32_ONNX: floats}
     verification: dict[str, Any] = {"fp32_max_error": error, "int8_agreement": None}
     quantized = parent.file(MODEL_ONNX)
     if quantized is not None:
         graph = add_metadata(onnx.load(quantized), props)
-        files[INT8_NAME] = serialized(graph)
-        _check_file(files[INT8_NAME], INT8_NAME)
-        agreement = _agreement(model, files[INT8_NAME], quantized.read_bytes(), context)
+        files[INT8_ONNX] = serialized(graph)
+        _check_file(files[INT8_ONNX], INT8_ONNX)
+        agreement = _agreement(model, files[INT8_ONNX], quantized.read_bytes(), context)
         if agreement < config.agreement:
             raise ExportError(
-                f"export: {INT8_NAME} answers as its float weights on {100 * agreement:.2f} % of the validation samples, "
+                f"export: {INT8_ONNX} answers as its float weights on {100 * agreement:.2f} % of the validation samples, "
                 f"less than export.agreement {100 * config.agreement:.2f} %"
             )
-        context.note(f"{INT8_NAME}: answers as its float weights on {100 * agreement:.2f} % of the validation samples")
+        context.note(f"{INT8_ONNX}: answers as its float weights on {100 * agreement:.2f} % of the validation samples")
         verification["int8_agreement"] = agreement
-    files[METADATA_NAME] = readable_json({**metadata, "verification": verification})
+    files[METADATA] = readable_json({**metadata, "verification": verification})
     return Draft(parent.arch, parent.edits, model, form="exported", files=files)
 
 
@@ -122,7 +121,7 @@ def _agreement(model: nn.Module, content: bytes, checkpoint: bytes, context: Con
     for batch in context.data.validation.batches(_BATCH):
         logits = run_file(batch.inputs.numpy())
         if not np.array_equal(logits, run_checkpoint(batch.inputs.numpy())):
-            raise ExportError(f"export: {INT8_NAME} computes something else than the checkpoint's {MODEL_ONNX}")
+            raise ExportError(f"export: {INT8_ONNX} computes something else than the checkpoint's {MODEL_ONNX}")
         with torch.no_grad():
             same += int((model(batch.inputs).argmax(1).numpy() == logits.argmax(1)).sum())
     return same / len(context.data.validation)

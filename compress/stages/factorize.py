@@ -19,7 +19,15 @@ from compress.methods import lowrank
 from compress.methods.groups import copy_on_cpu
 from compress.methods.trial import find_broken
 from compress.models.cost import output_positions
-from compress.stages.base import Context, check_forward, cost_of, described, recover, warn_of_idle_patterns
+from compress.stages.base import (
+    Context,
+    check_forward,
+    cost_of,
+    described,
+    recover,
+    warn_of_idle_patterns,
+    what_remains,
+)
 
 _SEARCH_STEPS = 40
 
@@ -58,11 +66,8 @@ def run(parent: Checkpoint, config: FactorizeConfig, context: Context) -> Draft:
     for edit in edits:
         _split(model, edit)
     check_forward(model, example, len(context.data.classes), "factorize: the factorized model")
-    after = cost_of(model, example)
-    context.note(
-        f"{100 * after.macs / before.macs:.1f} % of the MACs and {100 * after.parameters / before.parameters:.1f} % of the "
-        f"parameters remain; {len(edits)} of {len(layers) + len(left_alone)} layers factorized"
-    )
+    split = f"{len(edits)} of {len(layers) + len(left_alone)} layers factorized"
+    context.note(f"{what_remains(before, cost_of(model, example))}; {split}")
     training = recover(model, config.recovery, context)
     return Draft(parent.arch, (*parent.edits, *edits), model, training=training)
 

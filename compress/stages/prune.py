@@ -17,7 +17,16 @@ from compress.methods.groups import ChannelGraph, ChannelGroup, copy_on_cpu, l1_
 from compress.methods.importance import lowest
 from compress.methods.trial import find_broken
 from compress.models.cost import output_positions
-from compress.stages.base import Context, Cost, check_forward, cost_of, described, recover, warn_of_idle_patterns
+from compress.stages.base import (
+    Context,
+    Cost,
+    check_forward,
+    cost_of,
+    described,
+    recover,
+    warn_of_idle_patterns,
+    what_remains,
+)
 
 _SEARCH_STEPS = 24
 Removed = Mapping[str, Sequence[int]]
@@ -40,11 +49,8 @@ def run(parent: Checkpoint, config: PruneConfig, context: Context) -> Draft:
     before = cost_of(model, example)
     surgery.apply_all(model, edits)
     check_forward(model, example, len(context.data.classes), "prune: the pruned model")
-    after = cost_of(model, example)
-    context.note(
-        f"{100 * after.macs / before.macs:.1f} % of the MACs and {100 * after.parameters / before.parameters:.1f} % of the "
-        f"parameters remain; {sum(map(bool, removed.values()))} of {len(removed) + len(pruner.left_alone)} groups pruned"
-    )
+    pruned = f"{sum(map(bool, removed.values()))} of {len(removed) + len(pruner.left_alone)} groups pruned"
+    context.note(f"{what_remains(before, cost_of(model, example))}; {pruned}")
     training = recover(model, config.recovery, context)
     return Draft(parent.arch, (*parent.edits, *edits), model, training=training)
 
