@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compress import manifest, surgery
+from compress.data.base import Input
 from compress.edits import Edit
 from compress.errors import CheckpointError, CompressError, ModelError
 from compress.files import new_folder, readable_json
@@ -54,9 +55,14 @@ class Checkpoint:
         return self.manifest.form
 
     @property
-    def inputs(self) -> InputRecord:
-        """What the model takes and answers."""
+    def inputs(self) -> tuple[InputRecord, ...]:
+        """What the model takes, in this order."""
         return self.manifest.inputs
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What its logits stand for."""
+        return self.manifest.classes
 
     @property
     def history(self) -> tuple[HistoryEntry, ...]:
@@ -129,7 +135,8 @@ def save(
     path: Path,
     draft: Draft,
     *,
-    inputs: InputRecord,
+    inputs: Sequence[Input],
+    classes: tuple[str, ...],
     history: tuple[HistoryEntry, ...],
     key: Mapping[str, JsonValue],
 ) -> Checkpoint:
@@ -138,7 +145,8 @@ def save(
     Args:
         path: the folder to make; one that was there is replaced.
         draft: model and edits.
-        inputs: what the model takes and answers.
+        inputs: what the model takes, in this order.
+        classes: what its logits stand for.
         history: the stages that made it, this one last.
         key: all that could change it.
 
@@ -172,7 +180,8 @@ def save(
                 "form": draft.form,
                 "memory_format": layout,
                 "aliases": aliases,
-                "inputs": inputs,
+                "inputs": [asdict(each) for each in inputs],
+                "classes": classes,
                 "history": history,
                 "key": key,
                 "files": {file.name: manifest.describe_file(file) for file in sorted(folder.iterdir())},

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from compress.checkpoint import load
 from compress.edits import Attribute, Edit, Factor, Keep
-from compress.manifest import HistoryEntry
+from compress.manifest import HistoryEntry, InputRecord
 from compress.models.cost import parameters
 from compress.report.text import plain
 from compress.results import METRICS, Measurement
@@ -47,8 +47,8 @@ def describe(folder: Path, *, trust_code: bool) -> RenderableType:
         ("digest", checkpoint.digest),
         ("form", checkpoint.form),
         ("architecture", f"{checkpoint.arch.factory} {kwargs}"),
-        ("input", f"{checkpoint.inputs.shape}, mean {checkpoint.inputs.mean}, std {checkpoint.inputs.std}"),
-        ("classes", ", ".join(checkpoint.inputs.classes)),
+        *(("input", _input(each)) for each in checkpoint.inputs),
+        ("classes", ", ".join(checkpoint.classes)),
         ("parameters", count),
     ):
         facts.add_row(name, _literal(value))
@@ -62,6 +62,11 @@ def describe(folder: Path, *, trust_code: bool) -> RenderableType:
         _files(checkpoint.path),
         *_metrics(folder),
     )
+
+
+def _input(record: InputRecord) -> str:
+    normalised = f", mean {record.mean}, std {record.std}" if record.mean else ", not normalised"
+    return f"{record.name} {record.shape}, {record.dtype}{normalised}"
 
 
 def _lineage(history: tuple[HistoryEntry, ...]) -> RenderableType:

@@ -30,7 +30,7 @@ QUANTIZATION = "quantization.json"
 MODEL_ONNX = "model.onnx"
 # What `export` adds, and what `dist/` holds.
 FP32_ONNX, INT8_ONNX, METADATA = "model.fp32.onnx", "model.int8.onnx", "metadata.json"
-VERSION: Final = 1
+VERSION: Final = 2
 _MAX_BYTES = 256 << 20
 
 
@@ -55,13 +55,15 @@ class FileRecord(_Part):
 
 
 class InputRecord(_Part):
-    """What the model takes and answers."""
+    """One of the tensors that the model takes."""
 
+    name: str
     shape: tuple[int, ...]
     """Shape of one sample."""
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    classes: tuple[str, ...]
+    dtype: Literal["float32", "int64"] = "float32"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    """Per channel, for images scaled to [0, 1]; both empty where the input is not normalised."""
 
 
 class HistoryEntry(_Part):
@@ -81,14 +83,16 @@ class HistoryEntry(_Part):
 class Manifest(_Part):
     """Everything about a checkpoint but the tensors."""
 
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
     arch: ArchRecord
     edits: tuple[Edit, ...] = ()
     form: Literal["float", "int8", "exported"]
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
     aliases: dict[str, str] = {}
     """Names of tied tensors, each with the name under which its values are saved."""
-    inputs: InputRecord
+    inputs: tuple[InputRecord, ...] = Field(min_length=1)
+    """In the order in which the model takes them."""
+    classes: tuple[str, ...]
     history: tuple[HistoryEntry, ...]
     key: dict[str, JsonValue]
     """All that could change this checkpoint: what the cache compares."""
@@ -133,7 +137,7 @@ def read(folder: Path) -> Manifest:
         raise CheckpointError(f"{path}: is damaged (no valid JSON)") from None
     version = content.get("version") if isinstance(content, dict) else None
     if version != VERSION:
-        raise CheckpointError(f"{path}: has format version {version!r}; this program reads version {VERSION}")
+        raise CheckpointError(f"{path}: {_other_version(version)}")
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
@@ -143,6 +147,17 @@ def read(folder: Path) -> Manifest:
     if manifest.checksum != _checksum(manifest) or manifest.digest != _digest(manifest):
         raise CheckpointError(f"{path}: is damaged or was changed: its content does not match its checksum")
     return manifest
+
+
+def _other_version(version: object) -> str:
+    reads = f"this program reads version {VERSION}"
+    if not isinstance(version, int):
+        return f"has format version {version!r}; {reads}"
+    if version > VERSION:
+        return f"was written by a newer version of this program, in format version {version}; {reads}: install the newer one"
+    return (
+        f"was written by an older version of this program, in format version {version}; {reads}: run its pipeline again"
+    )
 
 
 def verify(folder: Path, manifest: Manifest) -> None:
@@ -172,7 +187,8 @@ def describe_file(path: Path) -> FileRecord:
 
 def _digest(manifest: Manifest) -> str:
     content = manifest.model_dump(
-        mode="json", include={"version", "arch", "edits", "form", "memory_format", "aliases", "inputs", "files"}
+        mode="json",
+        include={"version", "arch", "edits", "form", "memory_format", "aliases", "inputs", "classes", "files"},
     )
     content["arch"]["factory"] = placeless(manifest.arch.factory)  # the same wherever the file lies
     return hashlib.sha256(canonical_json(content)).hexdigest()

@@ -31,6 +31,7 @@ from compress.files import canonical_json, write_file
 from compress.machine import has_fast_bfloat16
 from compress.methods.losses import label_loss, soft_label_loss
 from compress.methods.schedules import learning_rate
+from compress.models.answers import logits_of
 from compress.seeds import derive_seed
 
 _EVALUATION_BATCH = 256
@@ -73,7 +74,7 @@ class WeightedLosses:
                 case KDLossConfig():
                     assert self._teacher is not None, "settings refuse soft labels where there is no teacher"
                     with torch.no_grad():
-                        answers = self._teacher(batch.inputs).float()
+                        answers = logits_of(self._teacher(*batch.inputs)).float()
                     total = total + term.weight * soft_label_loss(logits, answers, term.temperature)
                 case LabelLossConfig():
                     total = total + term.weight * label_loss(logits, batch.labels, term.smoothing)
@@ -93,7 +94,7 @@ def fit(
     The best epoch is the one with the highest validation accuracy, of equals the one with the lowest validation loss.
 
     Args:
-        model: classifier from (n, *input_shape) to (n, classes).
+        model: classifier from the data's inputs, each (n, ...), to logits (n, classes), perhaps among other outputs.
         data: training and validation split.
         losses: terms of the loss.
         teacher: model that soft labels come from, None where no term needs one; put on the device, not changed.
@@ -107,7 +108,8 @@ def fit(
         TrainingError: where the loss is not finite or memory runs out, naming the epoch and what to try.
     """
     accelerator = _accelerator(place.device)
-    layout = torch.channels_last if config.channels_last and len(data.input_shape) == 3 else torch.contiguous_format
+    takes_images = any(len(each.shape) == 3 and each.dtype == "float32" for each in data.inputs)
+    layout = torch.channels_last if config.channels_last and takes_images else torch.contiguous_format
     model.to(device=accelerator.device, memory_format=layout)  # type: ignore[call-overload]  # torch's stub lacks this form
     if teacher is not None:
         teacher.to(device=accelerator.device, memory_format=layout).eval()  # type: ignore[call-overload]
@@ -143,8 +145,8 @@ def evaluate(model: nn.Module, split: Split, device: str) -> tuple[float, int]:
     model.eval()
     loss, correct = 0.0, 0
     for batch in split.batches(_EVALUATION_BATCH):
-        labels = batch.labels.to(device)
-        logits = model(batch.inputs.to(device)).float()
+        inputs, labels = batch.to(device)
+        logits = logits_of(model(*inputs)).float()
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
         correct += int((logits.argmax(1) == labels).sum())
     return loss / len(split), correct
@@ -208,9 +210,12 @@ class _Loop:
 
     def _batches(self, seed: int) -> Iterator[Batch]:
         for batch in self.data.train.batches(self.batch_size, seed=seed, drop_last=True):
-            inputs = batch.inputs.to(self.accelerator.device, non_blocking=True)
-            labels = batch.labels.to(self.accelerator.device, non_blocking=True)
-            yield Batch(inputs.contiguous(memory_format=self.layout) if inputs.dim() == 4 else inputs, labels)
+            inputs, labels = batch.to(self.accelerator.device)
+            yield Batch(tuple(self._laid_out(tensor) for tensor in inputs), labels)
+
+    def _laid_out(self, tensor: Tensor) -> Tensor:
+        image_like = tensor.dim() == 4 and tensor.is_floating_point()
+        return tensor.contiguous(memory_format=self.layout) if image_like else tensor
 
     def _learning_rate(self, step: int) -> float:
         factor = learning_rate(self.config.schedule, step, self.config.epochs * self.steps)
@@ -220,7 +225,7 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(step)
         with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.autocast):
-            logits = self.model(batch.inputs)
+            logits = logits_of(self.model(*batch.inputs))
             loss = self.objective(logits.float(), batch)
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)

@@ -195,13 +195,11 @@ class Workshop:
 
     def _keep(self, draft, history):
         from compress import checkpoint
-        from compress.manifest import InputRecord
 
         data = self.dataset
         self.count += 1
         path = self.folder / f"{self.count:03d}"
-        inputs = InputRecord(shape=data.input_shape, mean=data.mean, std=data.std, classes=data.classes)
-        checkpoint.save(path, draft, inputs=inputs, history=history, key={})
+        checkpoint.save(path, draft, inputs=data.inputs, classes=data.classes, history=history, key={})
         return checkpoint.load(path)
 
     def source(self, factory=None, seed=0, **kwargs):

@@ -12,6 +12,7 @@ from torch import nn
 from compress.data.base import Split
 from compress.events import Progress
 from compress.methods.statistics import wilson
+from compress.models.answers import logits_of
 from compress.onnx_io.session import infer, open_session
 from compress.results import Accuracy
 
@@ -24,7 +25,8 @@ def correct_in_torch(
     found = []
     with torch.no_grad():
         for batch in split.batches(batch_size):
-            found.append((model(batch.inputs.to(device)).argmax(1).cpu() == batch.labels).numpy())
+            logits = logits_of(model(*batch.to(device).inputs))
+            found.append((logits.argmax(1).cpu() == batch.labels).numpy())
             progress.work(f"accuracy on {split.name}", sum(map(len, found)), len(split))
     model.cpu()
     return np.concatenate(found)
@@ -35,7 +37,7 @@ def correct_in_onnx(path: Path, split: Split, batch_size: int, threads: int, pro
     session = open_session(path, threads)
     found = []
     for batch in split.batches(batch_size):
-        found.append(infer(session, batch.inputs.numpy()).argmax(1) == batch.labels.numpy())
+        found.append(infer(session, batch.arrays()).argmax(1) == batch.labels.numpy())
         progress.work(f"accuracy on {split.name}", sum(map(len, found)), len(split))
     return np.concatenate(found)
 

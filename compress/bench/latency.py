@@ -49,8 +49,8 @@ class Variant:
 def measure(variants: Sequence[Variant], config: LatencyConfig, progress: Progress) -> dict[str, tuple[Latency, ...]]:
     """Time every variant at every batch size and number of threads.
 
-    Random but seeded float32 inputs; ONNX Runtime's CPU provider, sequential execution, one thread pool per process.
-    Equal files under two names are measured twice, which shows how far the numbers can be trusted.
+    Random but seeded float32 inputs, zeros for int64 ones; ONNX Runtime's CPU provider, sequential execution, one thread
+    pool per process. Equal files under two names are measured twice, which shows how far the numbers can be trusted.
 
     Args:
         variants: The models; their names differ.

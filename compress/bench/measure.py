@@ -6,7 +6,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from pydantic import JsonValue
 
 from compress.bench.accuracy import accuracy, correct_in_onnx, correct_in_torch, pack
@@ -16,7 +15,8 @@ from compress.events import Progress
 from compress.files import readable_json, sha256_of, write_file
 from compress.manifest import FP32_ONNX, INT8_ONNX, MODEL_ONNX
 from compress.models.cost import macs, parameters
-from compress.onnx_io.convert import serialized, to_onnx
+from compress.onnx_io.convert import serialized
+from compress.onnx_io.float_graph import float_graph
 from compress.results import METRICS, Measurement, SplitAccuracy
 
 MEASURED_ONNX = "measured.onnx"
@@ -49,12 +49,12 @@ def measure(checkpoint: Checkpoint, key: dict[str, JsonValue], bench: Bench) -> 
         ExportError: where the model cannot be converted to ONNX or does not run there.
     """
     model = checkpoint.build(bench.trusted)
-    example = torch.zeros(1, *bench.data.input_shape)
+    example = tuple(each.zeros(1) for each in bench.data.inputs)
     file = deployed_file(checkpoint)
     splits = {"validation": bench.data.validation, "test": bench.data.test}
     if file is None:
         file = checkpoint.path / MEASURED_ONNX
-        write_file(file, serialized(to_onnx(model, bench.data.input_shape)))
+        write_file(file, serialized(float_graph(checkpoint, model, bench.data.inputs)))
         correct = {
             name: correct_in_torch(model, split, bench.batch_size, bench.device, bench.progress)
             for name, split in splits.items()

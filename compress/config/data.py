@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -11,7 +12,21 @@ from compress.config.base import Config, OpenFraction
 
 Channels = Annotated[Literal[1, 3], Field(description="Channels of the model's input: 1 is grey, 3 is RGB.")]
 ImageSize = Annotated[int, Field(ge=1, le=4096, description="Height and width of the model's input, pixels.")]
+Layout = Literal["auto", "nhwc", "nchw", "any"]
+ONLY_INPUT = "input"
+"""What the input of a model with one input is called, where its data does not name it."""
+INPUT_NAMES = "names are letters, digits and _, do not begin with a digit, and are not 'logits'"
 _KIND = "Where the data comes from; decides which other keys there are."
+
+
+def is_input_name(name: str) -> bool:
+    """Whether an input may be called that: ONNX files and metadata use the name."""
+    return re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) is not None and name != "logits"
+
+
+def _name_in(pattern: str) -> str:
+    """'meta' in '{split}_meta'."""
+    return pattern.replace("{split}", "").strip("_-. ")
 
 
 class Validation(Config):
@@ -94,18 +109,53 @@ class ArraysConfig(DataConfig):
 
     kind: Literal["arrays"] = Field(description=_KIND)
     root: Path = Field(description="A folder of .npy files, or one .npz file.")
-    inputs: str = Field(
-        default="{split}_images", description="Array name of the inputs; {split} is train, validation or test."
+    inputs: str | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        default="{split}_images",
+        description="Array name of the input; {split} is train, validation or test. A list of names for models with "
+        "several inputs, in the order in which they take them: '{split}_meta' is the input 'meta'.",
     )
     labels: str = Field(default="{split}_labels", description="Array name of the labels, integers from 0.")
-    layout: Literal["auto", "nhwc", "nchw", "any"] = Field(
+    layout: Layout | Annotated[tuple[Layout, ...], Field(min_length=1)] = Field(
         default="auto",
-        description="Axis order of images; 'any' passes tensors of any shape through; 'auto' tells by the shape.",
+        description="Axis order of images; 'any' passes tensors of any shape through; 'auto' tells by shape and type. "
+        "One for all inputs, or a list with one for each.",
     )
     classes: tuple[str, ...] | None = Field(default=None, description="Class names; '0', '1', … when left out.")
     test_size: OpenFraction = Field(
         default=0.2, description="Fraction of train split off where there is no test array."
     )
+
+    @model_validator(mode="after")
+    def _inputs_differ(self) -> Self:
+        if isinstance(self.inputs, str):
+            if not isinstance(self.layout, str):
+                raise ValueError("layout: is a list, so inputs must be one, too")
+            return self
+        if not isinstance(self.layout, str) and len(self.layout) != len(self.inputs):
+            raise ValueError(
+                f"layout: must have one item for each of the {len(self.inputs)} inputs, got {len(self.layout)}"
+            )
+        names: dict[str, str] = {}
+        for pattern in self.inputs:
+            name = _name_in(pattern)
+            if not is_input_name(name):
+                raise ValueError(f"inputs: '{pattern}' gives the input no name; {INPUT_NAMES}, got '{name}'")
+            if name in names:
+                raise ValueError(f"inputs: '{names[name]}' and '{pattern}' are both called '{name}'")
+            names[name] = pattern
+        return self
+
+    @property
+    def named_inputs(self) -> dict[str, str]:
+        """Name of each input, and the pattern of its array names."""
+        if isinstance(self.inputs, str):
+            return {ONLY_INPUT: self.inputs}
+        return {_name_in(pattern): pattern for pattern in self.inputs}
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """The layout of each input."""
+        return (self.layout,) * len(self.named_inputs) if isinstance(self.layout, str) else self.layout
 
 
 class ImageFolderConfig(DataConfig):
@@ -150,7 +200,8 @@ class PythonConfig(DataConfig):
     callable: str = Field(
         pattern=r"^[^:]+:[A-Za-z_]\w*$",
         description="'package.module:function' or 'path/to/file.py:function'; returns a mapping with 'train' "
-        "and optionally 'validation', 'test' (each a pair of arrays or a map-style dataset) and 'classes'.",
+        "and optionally 'validation', 'test' (each a pair of arrays or a map-style dataset; several inputs as a mapping "
+        "from name to array), 'layout' and 'classes'.",
     )
     kwargs: dict[str, str | int | float | bool | None] = Field(default={}, description="Arguments of the callable.")
     test_size: OpenFraction = Field(

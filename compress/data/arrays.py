@@ -5,14 +5,25 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from compress.config.data import ArraysConfig
+from compress.data.base import Input
 from compress.data.files import SPLITS, array_name, array_names
-from compress.data.memory import Decode, MemorySource, decode_any, decode_nchw, decode_nhw, decode_nhwc
+from compress.data.memory import (
+    Decode,
+    MemorySource,
+    Rows,
+    decode_any,
+    decode_nchw,
+    decode_nhw,
+    decode_nhwc,
+    is_whole,
+)
 from compress.data.splits import Indices
 from compress.errors import DataError
 
@@ -31,11 +42,14 @@ def read_arrays(config: ArraysConfig) -> MemorySource:
     there = array_names(config)
     sets = {}
     for split in SPLITS:
-        names = array_name(config.inputs, split), array_name(config.labels, split)
-        if names[0] in there:
-            sets[split] = (_read(config, names[0]), _read(config, names[1]))
-    named = {split: (array_name(config.inputs, split), array_name(config.labels, split)) for split in sets}
-    return from_arrays(sets, named, config.layout, config.classes, "set data.layout to nhwc, nchw or any")
+        labels = array_name(config.labels, split)
+        if labels in there:
+            names = {name: array_name(pattern, split) for name, pattern in config.named_inputs.items()}
+            arrays = {name: Named(array, _read(config, array)) for name, array in names.items()}
+            sets[split] = Samples(arrays, Named(labels, _read(config, labels)))
+    layouts = dict(zip(config.named_inputs, config.layouts, strict=True))
+    remedy = "set data.layout to nhwc, nchw or any"
+    return from_arrays(sets, layouts, config.classes, remedy if len(layouts) == 1 else f"{remedy}, as a list")
 
 
 def _read(config: ArraysConfig, name: str) -> Array:
@@ -51,19 +65,30 @@ def _read(config: ArraysConfig, name: str) -> Array:
     return array
 
 
+@dataclass(frozen=True)
+class Named:
+    """An array, and how messages call it."""
+
+    name: str
+    array: Array
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A set of samples: inputs (n, ...) by name, in the order in which the model takes them, and labels (n,)."""
+
+    inputs: Mapping[str, Named]
+    labels: Named
+
+
 def from_arrays(
-    sets: Mapping[str, tuple[Array, Array]],
-    names: Mapping[str, tuple[str, str]],
-    layout: str,
-    classes: tuple[str, ...] | None,
-    remedy: str,
+    sets: Mapping[str, Samples], layouts: Mapping[str, str], classes: tuple[str, ...] | None, remedy: str
 ) -> MemorySource:
-    """Check sets of (inputs, labels) and find out how to decode them.
+    """Check sets of samples and find out how to decode them.
 
     Args:
-        sets: 'train' and where there are such 'validation' and 'test': inputs (n, ...) and integer labels (n,).
-        names: how messages call the two arrays of each set.
-        layout: 'nhwc', 'nchw', 'any' or 'auto', see `find_layout`.
+        sets: 'train' and where there are such 'validation' and 'test', all with the same inputs.
+        layouts: for each input 'nhwc', 'nchw', 'any' or 'auto', see `find_layout`.
         classes: names of the classes; None counts them by the largest label.
         remedy: what messages tell the user to do where the layout is unclear.
 
@@ -71,44 +96,64 @@ def from_arrays(
         DataError: lengths that differ, labels that are no classes, values that are not finite or not in [0, 1],
             shapes that are no images; names the array and the first bad index.
     """
-    labels = {split: checked_labels(pair[1], names[split][1]) for split, pair in sets.items()}
-    for split, (inputs, _) in sets.items():
-        if inputs.ndim == 0 or len(inputs) != len(labels[split]):
-            have, need = inputs.shape[0] if inputs.ndim else 0, len(labels[split])
-            raise DataError(f"data: '{names[split][0]}' has {have:,} samples, '{names[split][1]}' has {need:,}")
-    classes = classes or _numbered(labels, names)
+    labels = {split: checked_labels(samples.labels.array, samples.labels.name) for split, samples in sets.items()}
+    for split, samples in sets.items():
+        for named in samples.inputs.values():
+            have, need = len(named.array) if named.array.ndim else 0, len(labels[split])
+            if have != need:
+                raise DataError(f"data: '{named.name}' has {have:,} samples, '{samples.labels.name}' has {need:,}")
+    names = {split: samples.labels.name for split, samples in sets.items()}
+    classes = classes or _numbered(labels, names["train"])
     for split, values in labels.items():
-        _check_range(values, classes, names[split][1])
-    first, first_name = sets["train"][0], names["train"][0]
-    found = find_layout(first.shape, first.dtype, layout, first_name, remedy)
-    for split, (inputs, _) in sets.items():
-        if inputs.shape[1:] != first.shape[1:] or (inputs.dtype == np.uint8) != (first.dtype == np.uint8):
-            one, other = f"{inputs.dtype} {inputs.shape[1:]}", f"{first.dtype} {first.shape[1:]}"
-            raise DataError(f"data: '{names[split][0]}' has samples {one}, '{first_name}' has {other}; they must agree")
-        _check_values(inputs, names[split][0], is_image=found != "any", remedy=remedy)
-    rows = {split: pair[0] for split, pair in sets.items()}
-    shape = tuple(_LAYOUTS[found](np.array(first[:1])).shape[1:])
-    return MemorySource(classes, labels, rows, _LAYOUTS[found], shape, is_image=found != "any")
+        _check_range(values, classes, names[split])
+    rows: dict[str, list[Rows]] = {split: [] for split in sets}
+    for name, layout in layouts.items():
+        arrays = {split: samples.inputs[name] for split, samples in sets.items()}
+        for split, found in _decodable(name, arrays, layout, remedy).items():
+            rows[split].append(found)
+    return MemorySource(classes, labels, {split: tuple(found) for split, found in rows.items()})
+
+
+def _decodable(name: str, arrays: Mapping[str, Named], layout: str, remedy: str) -> dict[str, Rows]:
+    """One input of every set, checked."""
+    first = arrays["train"]
+    found = find_layout(first.array.shape, first.array.dtype, layout, first.name, remedy)
+    for other in arrays.values():
+        if other.array.shape[1:] != first.array.shape[1:] or _sort(other.array) != _sort(first.array):
+            have, need = (f"{x.array.dtype} {x.array.shape[1:]}" for x in (other, first))
+            raise DataError(f"data: '{other.name}' has samples {have}, '{first.name}' has {need}; they must agree")
+        _check_values(other.array, other.name, is_image=found != "any", remedy=remedy)
+    decode = _LAYOUTS[found]
+    shape = tuple(decode(np.array(first.array[:1])).shape[1:])
+    described = Input(name, shape, "int64" if found == "any" and is_whole(first.array.dtype) else "float32")
+    return {split: Rows(described, x.array, decode, found != "any") for split, x in arrays.items()}
+
+
+def _sort(array: Array) -> str:
+    """What must agree between the sets beside the shape: how values are scaled and whether they stay whole."""
+    if is_whole(array.dtype):
+        return "whole"
+    return "uint8" if array.dtype == np.uint8 else "float"
 
 
 def find_layout(shape: tuple[int, ...], dtype: np.dtype[Any], layout: str, name: str, remedy: str) -> str:
     """How an array holds its samples: 'nhwc', 'nchw', 'nhw' (grey) or 'any' (no images, passed through).
 
     'auto' takes an array with four axes as images, NHWC where the last axis is 1, 3 or 4 long and NCHW where the
-    second is; uint8 with three axes as grey images; floats with another number of axes are passed through. Where both
-    axes or neither could be channels the user must say.
+    second is; uint8 with three axes as grey images; floats with another number of axes, int32 and int64 are passed
+    through. Where both axes or neither could be channels the user must say.
 
     Raises:
         DataError: the array does not fit the layout, or 'auto' cannot tell.
     """
     if dtype.kind not in "fiub" or dtype == np.longdouble:
-        raise DataError(f"data: '{name}' holds {dtype}; inputs must be uint8 or float32")
+        raise DataError(f"data: '{name}' holds {dtype}; inputs must be numbers, such as uint8, float32 or int64")
     if layout == "any":
         return "any"
-    if layout == "auto" and dtype.kind == "f" and len(shape) != 4:
+    if layout == "auto" and (is_whole(dtype) or (dtype.kind == "f" and len(shape) != 4)):
         return "any"
     if dtype != np.uint8 and dtype.kind != "f":
-        raise DataError(f"data: '{name}' holds {dtype}; images must be uint8, or floats in [0, 1]")
+        raise DataError(f"data: '{name}' holds {dtype}; images must be uint8, or floats in [0, 1]; {remedy}")
     if len(shape) == 3:
         return "nhw"
     if len(shape) != 4:
@@ -148,14 +193,13 @@ def _check_range(values: Indices, classes: tuple[str, ...], name: str) -> None:
         raise DataError(f"data: '{name}'[{bad[0]}] is {values[bad[0]]}; with {n} classes labels are 0 to {n - 1}")
 
 
-def _numbered(labels: Mapping[str, Indices], names: Mapping[str, tuple[str, str]]) -> tuple[str, ...]:
+def _numbered(labels: Mapping[str, Indices], name: str) -> tuple[str, ...]:
     """'0', '1', … up to the largest label, each of which must occur: labels counted from 1 must not go unseen."""
     count = 1 + max(int(values.max()) for values in labels.values())
     # Labels that are row numbers or hashes would ask for a huge list of classes.
     seen = np.unique(np.concatenate(list(labels.values())))
     if len(seen) < count:
         gap = next(i for i, label in enumerate([*seen, -1]) if i != label)
-        name = names["train"][1]
         raise DataError(
             f"data: labels in '{name}' go up to {count - 1} but {gap} never occurs; labels count from 0; "
             "name all classes (`classes`) if one has no samples"

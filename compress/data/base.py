@@ -4,16 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
+import numpy.typing as npt
+import torch
 from torch import Tensor
+
+Inputs = tuple[Tensor, ...]
+"""What a model is called with, positionally, in the order of the data set's inputs; each of shape (n, ...)."""
 
 
 class Batch(NamedTuple):
-    """Normalised float32 inputs of shape (n, *input_shape), and int64 labels of shape (n,)."""
+    """Inputs as `Input` describes them, images normalised; and int64 labels of shape (n,)."""
 
-    inputs: Tensor
+    inputs: Inputs
     labels: Tensor
+
+    def to(self, device: str | torch.device) -> Batch:
+        """The same on a device."""
+        inputs = tuple(tensor.to(device, non_blocking=True) for tensor in self.inputs)
+        return Batch(inputs, self.labels.to(device, non_blocking=True))
+
+    def arrays(self) -> tuple[npt.NDArray[Any], ...]:
+        """The inputs as ONNX Runtime takes them; the batch is on the CPU."""
+        return tuple(tensor.numpy() for tensor in self.inputs)
+
+
+@dataclass(frozen=True)
+class Input:
+    """One of the tensors that a model takes."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Shape of one sample, such as (3, 32, 32)."""
+    dtype: Literal["float32", "int64"] = "float32"
+    """int64 holds numbers that stand for something, such as tokens."""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    """Per channel, for images scaled to [0, 1]; both empty where the input is not normalised."""
+
+    def zeros(self, n: int) -> Tensor:
+        """A batch of `n` samples of zeros: where only shapes and types matter."""
+        return torch.zeros(n, *self.shape, dtype=torch.int64 if self.dtype == "int64" else torch.float32)
 
 
 class Split(Protocol):
@@ -42,13 +74,14 @@ class DecisionData:
     """What stages see: everything but the test split."""
 
     classes: tuple[str, ...]
-    input_shape: tuple[int, ...]
-    """Shape of one sample, such as (3, 32, 32)."""
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    """Per channel, for inputs scaled to [0, 1]; both empty where inputs are not normalised."""
+    inputs: tuple[Input, ...]
+    """In the order in which the model takes them; at least one."""
     train: Split
     validation: Split
+
+    def example(self) -> Inputs:
+        """Two training samples, as the model gets them."""
+        return next(iter(self.train.take([0, len(self.train) - 1]).batches(2))).inputs
 
 
 @dataclass(frozen=True)
@@ -59,4 +92,4 @@ class Dataset(DecisionData):
 
     def for_decisions(self) -> DecisionData:
         """The same without the test split, so that no stage can read it."""
-        return DecisionData(self.classes, self.input_shape, self.mean, self.std, self.train, self.validation)
+        return DecisionData(self.classes, self.inputs, self.train, self.validation)

@@ -11,22 +11,23 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from compress.config.data import DigitsConfig
-from compress.data.memory import MemorySource
+from compress.config.data import ONLY_INPUT, DigitsConfig
+from compress.data.base import Input
+from compress.data.memory import MemorySource, Rows
 
 
 def read_digits(config: DigitsConfig) -> MemorySource:
     """The 1,797 digits as images (channels, image_size, image_size); stored as 8×8 and resized batch by batch."""
     bunch = load_digits()
     decode = functools.partial(decode_digits, size=config.image_size, channels=config.channels)
-    return MemorySource(
-        classes=tuple(str(digit) for digit in range(10)),
-        labels={"train": bunch.target.astype(np.int64)},
-        rows={"train": (bunch.images / 16).astype(np.float32)},
-        decode=decode,
-        input_shape=(config.channels, config.image_size, config.image_size),
+    images = Rows(
+        Input(ONLY_INPUT, (config.channels, config.image_size, config.image_size)),
+        (bunch.images / 16).astype(np.float32),
+        decode,
         is_image=True,
     )
+    classes = tuple(str(digit) for digit in range(10))
+    return MemorySource(classes, {"train": bunch.target.astype(np.int64)}, {"train": (images,)})
 
 
 def decode_digits(rows: npt.NDArray[Any], *, size: int, channels: int) -> Tensor:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from compress.config.data import ArraysConfig, ImageFolderConfig, TorchvisionConfig
 from compress.errors import DataError, nearest
+from compress.names import near_path
 
 IMAGE_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SPLITS = ("train", "validation", "test")
@@ -20,12 +21,8 @@ _ARCHIVES = (".gz", ".bz2", ".tar", ".tgz", ".xz", ".zip", ".part")
 
 
 def no_such(kind: str, path: Path) -> str:
-    """Message for a missing file or folder, naming the nearest sibling."""
-    try:
-        siblings = sorted(p.name for p in path.parent.iterdir())
-    except OSError:
-        siblings = []
-    return f"no such {kind}: {path}{nearest(path.name, siblings)}"
+    """Message for a missing file or folder, naming the nearest that is there."""
+    return f"no such {kind}: {path}{near_path(path)}"
 
 
 def array_name(template: str, split: str) -> str:
@@ -59,8 +56,18 @@ def split_folders(config: ImageFolderConfig) -> dict[str, tuple[str, Path]]:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Sorted names of the folders inside `folder`; hidden ones (leading dot) are no classes."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    """Sorted names of the folders inside `folder`; hidden ones (leading dot) are no classes.
+
+    Raises:
+        DataError: a name that is not UTF-8: class names are written into checkpoints, reports and ONNX files.
+    """
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    for name in names:
+        if any("\ud800" <= character <= "\udfff" for character in name):  # how Python reads bytes that are no UTF-8
+            raise DataError(
+                f"the name of the class folder {os.fsencode(name)!r} in {folder} is not UTF-8 text; rename the folder"
+            )
+    return names
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -91,7 +91,8 @@ def _content(config: AnyDataConfig) -> dict[str, JsonValue]:
 def _array_files(config: ArraysConfig) -> dict[str, Path]:
     if config.root.is_file():
         return {"archive": config.root}
-    names = [array_name(template, split) for split in SPLITS for template in (config.inputs, config.labels)]
+    templates = (*config.named_inputs.values(), config.labels)
+    names = [array_name(template, split) for split in SPLITS for template in templates]
     there = array_names(config)
     return {name: config.root / f"{name}.npy" for name in names if name in there}
 
@@ -140,7 +141,8 @@ def _missing_arrays(config: ArraysConfig) -> Iterator[Problem]:
     if not config.root.exists():
         yield _problem("root", no_such("folder or .npz file", config.root))
         return
-    for key, template in (("inputs", config.inputs), ("labels", config.labels)):
+    templates = _array_templates(config)
+    for key, template in templates.items():
         if "{split}" not in template:
             yield _problem(key, f"must contain {{split}}, got '{template}': every split would be the same array")
             return
@@ -151,13 +153,20 @@ def _missing_arrays(config: ArraysConfig) -> Iterator[Problem]:
         return
     needed = {"train", "validation"} if config.validation.source == "given" else {"train"}
     for split in SPLITS:
-        pair = {key: array_name(getattr(config, key), split) for key in ("inputs", "labels")}
-        if split not in needed and not there & set(pair.values()):
+        names = {key: array_name(template, split) for key, template in templates.items()}
+        if split not in needed and not there & set(names.values()):
             continue
-        for key, name in pair.items():
+        for key, name in names.items():
             if name not in there:
                 has = f"it has {listed(sorted(there))}" if there else "it has no .npy array"
                 yield _problem(key, f"no array '{name}' in {config.root} ({has}){nearest(name, sorted(there))}")
+
+
+def _array_templates(config: ArraysConfig) -> dict[str, str]:
+    """Templates of array names, by the settings key that gives them."""
+    if isinstance(config.inputs, str):
+        return {"inputs": config.inputs, "labels": config.labels}
+    return {**{f"inputs.{i}": template for i, template in enumerate(config.inputs)}, "labels": config.labels}
 
 
 def _missing_folders(config: ImageFolderConfig) -> Iterator[Problem]:
@@ -171,9 +180,16 @@ def _missing_folders(config: ImageFolderConfig) -> Iterator[Problem]:
         if not folder.is_dir():
             yield _problem(key, no_such("folder", folder))
             continue
-        classes[split] = class_folders(folder)
+        try:
+            classes[split] = class_folders(folder)
+        except DataError as error:
+            yield _problem(key, str(error))
+            continue
         if not classes[split]:
-            yield _problem(key, f"{folder} has no class folders; images belong in one folder per class")
+            example = folder / "cat" / "1.jpg"
+            yield _problem(
+                key, f"{folder} has no class folders; images belong in one folder per class, as in {example}"
+            )
             del classes[split]
     differs = same_classes(classes) if "train" in classes else None
     if differs:

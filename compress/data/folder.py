@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from compress.config.data import Augment, ImageFolderConfig
-from compress.data.base import Batch
+from compress.config.data import ONLY_INPUT, Augment, ImageFolderConfig
+from compress.data.base import Batch, Input
 from compress.data.files import IMAGE_EXTENSIONS, class_folders, image_files, split_folders
 from compress.data.images import Pixels, centre, open_image, pixels, random_crop
 from compress.data.normalise import normalise
@@ -39,19 +39,22 @@ class FolderSource:
     labels: Mapping[str, Indices]
     paths: Mapping[str, Sequence[Path]]
     view: View
-    is_image: bool = True
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """(channels, size, size)."""
-        return (self.view.channels, self.view.size, self.view.size)
+    def inputs(self) -> tuple[Input, ...]:
+        """The image, not yet normalised."""
+        return (Input(ONLY_INPUT, (self.view.channels, self.view.size, self.view.size)),)
 
-    def split(
-        self, name: str, part: Part, mean: tuple[float, ...], std: tuple[float, ...], augment: Augment
-    ) -> FolderSplit:
-        """One split; `mean` and `std` empty: not normalised."""
+    @property
+    def images(self) -> frozenset[str]:
+        """Names of the inputs that are images in [0, 1]."""
+        return frozenset({ONLY_INPUT})
+
+    def split(self, name: str, part: Part, inputs: Sequence[Input], augment: Augment) -> FolderSplit:
+        """One split, normalised as its input says."""
+        (image,) = inputs
         paths = [self.paths[part.origin][i] for i in part.indices]
-        return FolderSplit(name, paths, self.labels[part.origin][part.indices], self.view, (mean, std), augment)
+        return FolderSplit(name, paths, self.labels[part.origin][part.indices], self.view, image, augment)
 
 
 def read_folders(config: ImageFolderConfig) -> FolderSource:
@@ -69,10 +72,17 @@ def read_folders(config: ImageFolderConfig) -> FolderSource:
     for split, (key, folder) in split_folders(config).items():
         classes = tuple(class_folders(folder))
         found = [image_files(folder / name) for name in classes]
-        for name, files in zip(classes, found, strict=True):
-            if not files:
-                endings = ", ".join(IMAGE_EXTENSIONS)
-                raise DataError(f"data.{key}: class folder {folder / name} holds no image (accepted: {endings})")
+        without = [name for name, files in zip(classes, found, strict=True) if not files]
+        if without:
+            endings = ", ".join(IMAGE_EXTENSIONS)
+            also = (
+                f", nor {'does another' if len(without) == 2 else f'do {len(without) - 1} others'}"
+                if without[1:]
+                else ""
+            )
+            raise DataError(
+                f"data.{key}: class folder {folder / without[0]} holds no image{also} (accepted: {endings})"
+            )
         paths[split] = [path for files in found for path in files]
         labels[split] = np.repeat(np.arange(len(classes)), [len(files) for files in found])
     return FolderSource(classes, labels, paths, View(config.image_size, resize, config.channels, config.workers))
@@ -87,12 +97,12 @@ class FolderSplit:
         paths: Sequence[Path],
         labels: Indices,
         view: View,
-        statistics: tuple[tuple[float, ...], tuple[float, ...]],
+        image: Input,
         augment: Augment,
     ) -> None:
         self.name = name
         self.labels = torch.from_numpy(labels)
-        self._paths, self._view, self._statistics, self._augment = paths, view, statistics, augment
+        self._paths, self._view, self._image, self._augment = paths, view, image, augment
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -114,15 +124,15 @@ class FolderSplit:
         decoder = _Decoder(self._paths, self._view, self._augment, seed)
         for group, images in zip(groups, _decoded(decoder, groups, self._view.workers), strict=True):
             inputs = torch.from_numpy(images).to(torch.float32).div_(255)
-            if self._statistics[0]:
-                inputs = normalise(inputs, *self._statistics)
-            yield Batch(inputs, self.labels[group])
+            if self._image.mean:
+                inputs = normalise(inputs, self._image.mean, self._image.std)
+            yield Batch((inputs,), self.labels[group])
 
     def take(self, indices: Sequence[int]) -> FolderSplit:
         """The samples at `indices`, in that order, never augmented."""
         chosen = np.asarray(indices, dtype=np.int64)
         paths = [self._paths[i] for i in chosen]
-        return FolderSplit(self.name, paths, self.labels.numpy()[chosen], self._view, self._statistics, Augment())
+        return FolderSplit(self.name, paths, self.labels.numpy()[chosen], self._view, self._image, Augment())
 
 
 class _Decoder(Dataset[Pixels | DataError]):

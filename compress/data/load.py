@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -17,11 +18,11 @@ from compress.config.data import (
     PythonConfig,
     TorchvisionConfig,
 )
-from compress.data.base import Dataset, Split
+from compress.data.base import Dataset, Input, Split
 from compress.data.fingerprint import missing
-from compress.data.normalise import Statistics, measure
+from compress.data.normalise import measure
 from compress.data.splits import Indices, Part, divide, stratified_sample
-from compress.errors import DataError
+from compress.errors import DataError, listed
 
 _MEASURED_FILES = 1000
 _MEASURED_VALUES = 1 << 20  # in one batch: small enough to stay in the cache as float64
@@ -39,15 +40,15 @@ class Source(Protocol):
         """Per set ('train', and where there are such 'validation' and 'test'): int64, shape (n,)."""
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample; (c, h, w) for images."""
+    def inputs(self) -> tuple[Input, ...]:
+        """What a sample consists of, not yet normalised."""
 
     @property
-    def is_image(self) -> bool:
-        """Whether inputs are images in [0, 1], to be normalised and augmented."""
+    def images(self) -> frozenset[str]:
+        """Names of the inputs that are images (c, h, w) in [0, 1], to be normalised and augmented."""
 
-    def split(self, name: str, part: Part, mean: tuple[float, ...], std: tuple[float, ...], augment: Augment) -> Split:
-        """One split; `mean` and `std` empty: not normalised."""
+    def split(self, name: str, part: Part, inputs: Sequence[Input], augment: Augment) -> Split:
+        """One split with these of the inputs, normalised as they say."""
 
 
 def load_data(config: AnyDataConfig, seed: int) -> Dataset:
@@ -68,15 +69,13 @@ def load_data(config: AnyDataConfig, seed: int) -> Dataset:
 
     parts = divide(source.labels, config.validation, config.test_size, seed, source.classes)
     _check_classes(source, parts)
-    mean, std = _statistics(config, source, parts["train"], seed)
+    inputs = tuple(_normalised(each, config, source, parts["train"], seed) for each in source.inputs)
     return Dataset(
         classes=source.classes,
-        input_shape=source.input_shape,
-        mean=mean,
-        std=std,
-        train=source.split("train", parts["train"], mean, std, config.augment),
-        validation=source.split("validation", parts["validation"], mean, std, Augment()),
-        test=source.split("test", parts["test"], mean, std, Augment()),
+        inputs=inputs,
+        train=source.split("train", parts["train"], inputs, config.augment),
+        validation=source.split("validation", parts["validation"], inputs, Augment()),
+        test=source.split("test", parts["test"], inputs, Augment()),
     )
 
 
@@ -106,17 +105,22 @@ def _open(config: AnyDataConfig) -> Source:
 
 def _check_settings(config: AnyDataConfig, source: Source) -> None:
     """Settings that only images, or images of another size, can have."""
-    shape = source.input_shape
-    if not source.is_image:
+    images = [each for each in source.inputs if each.name in source.images]
+    if not images:
+        passed = f"inputs of shape {listed(str(each.shape) for each in source.inputs)} are passed through as they are"
         if config.normalize is not None:
-            raise DataError(f"data.normalize: is for images; inputs of shape {shape} are passed through as they are")
+            raise DataError(f"data.normalize: is for images; {passed}")
         if config.augment != Augment():
-            raise DataError(f"data.augment: is for images; inputs of shape {shape} are passed through as they are")
-        return
-    if config.normalize is not None and len(config.normalize.mean) != shape[0]:
-        raise DataError(f"data.normalize: has {len(config.normalize.mean)} values, the images {shape[0]} channels")
-    if config.augment.crop >= min(shape[1:]):
-        raise DataError(f"data.augment.crop: shifts by up to {config.augment.crop} pixels, the images are {shape[1:]}")
+            raise DataError(f"data.augment: is for images; {passed}")
+    for each in images:
+        which = "the images" if len(images) == 1 else f"the images '{each.name}'"
+        if config.normalize is not None and len(config.normalize.mean) != each.shape[0]:
+            raise DataError(
+                f"data.normalize: has {len(config.normalize.mean)} values, {which} {each.shape[0]} channels"
+            )
+        if config.augment.crop >= min(each.shape[1:]):
+            crop = config.augment.crop
+            raise DataError(f"data.augment.crop: shifts by up to {crop} pixels, {which} are {each.shape[1:]}")
 
 
 def _check_classes(source: Source, parts: dict[str, Part]) -> None:
@@ -132,14 +136,15 @@ def _check_classes(source: Source, parts: dict[str, Part]) -> None:
             raise DataError(f"data: class '{first}' occurs in the {name} split but never in the train split")
 
 
-def _statistics(config: AnyDataConfig, source: Source, train: Part, seed: int) -> Statistics:
-    """Mean and standard deviation: given, or measured on the train split (on 1,000 of its files)."""
-    if not source.is_image:
-        return (), ()
+def _normalised(each: Input, config: AnyDataConfig, source: Source, train: Part, seed: int) -> Input:
+    """An input with its mean and standard deviation: given, or measured on the train split (on 1,000 of its files)."""
+    if each.name not in source.images:
+        return each
     if config.normalize is not None:
-        return config.normalize.mean, config.normalize.std
-    split = source.split("train", train, (), (), Augment())
+        return replace(each, mean=config.normalize.mean, std=config.normalize.std)
+    split = source.split("train", train, (each,), Augment())
     if isinstance(config, ImageFolderConfig):
         split = split.take(stratified_sample(split.labels.numpy(), _MEASURED_FILES, seed))
-    batch_size = max(1, _MEASURED_VALUES // math.prod(source.input_shape))
-    return measure(batch.inputs for batch in split.batches(batch_size))
+    batch_size = max(1, _MEASURED_VALUES // math.prod(each.shape))
+    mean, std = measure(batch.inputs[0] for batch in split.batches(batch_size))
+    return replace(each, mean=mean, std=std)

@@ -9,8 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-
 
 def normalise(
     images: Float[Tensor, "n c h w"], mean: tuple[float, ...], std: tuple[float, ...]
@@ -20,7 +18,7 @@ def normalise(
     return (images - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
 
 
-def measure(batches: Iterable[Float[Tensor, "n c h w"]]) -> Statistics:
+def measure(batches: Iterable[Float[Tensor, "n c h w"]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel over all pixels of all batches, for images in [0, 1].
 
     A constant channel gets 1 as its standard deviation, so that it normalises to 0. Both are rounded to six decimals:

@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping, Sized
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torchvision.datasets
 from PIL import Image
 
-from compress.config.data import TorchvisionConfig
-from compress.data.arrays import from_arrays
+from compress.config.data import ONLY_INPUT, TorchvisionConfig
+from compress.data.arrays import Named, Samples, from_arrays
 from compress.data.images import Pixels, centre, pixels, to_mode
 from compress.data.memory import MemorySource
 from compress.errors import DataError, nearest
@@ -41,8 +40,7 @@ def read_torchvision(config: TorchvisionConfig) -> MemorySource:
     test = _build(config, factory, "test")
     if test is not None:
         sets["test"] = _decode(config, test, "test")
-    names = {split: (f"{config.name} {split}", f"{config.name} {split} labels") for split in sets}
-    return from_arrays(sets, names, "nchw", _class_names(train), _USE_PYTHON)
+    return from_arrays(sets, {ONLY_INPUT: "nchw"}, _class_names(train), _USE_PYTHON)
 
 
 def _factory(name: str) -> Callable[..., Any]:
@@ -98,7 +96,7 @@ def _call(config: TorchvisionConfig, factory: Callable[..., Any], arguments: Map
     ) from reason
 
 
-def _decode(config: TorchvisionConfig, data: Any, split: str) -> tuple[Pixels, npt.NDArray[np.int64]]:
+def _decode(config: TorchvisionConfig, data: Any, split: str) -> Samples:
     """All images (n, c, h, w) uint8 and labels (n,) int64 of one split."""
     assert isinstance(data, Sized)
     labels = np.empty(len(data), dtype=np.int64)
@@ -122,7 +120,8 @@ def _decode(config: TorchvisionConfig, data: Any, split: str) -> tuple[Pixels, n
         images[index], labels[index] = found, label
     if images is None:
         raise DataError(f"data.name: {config.name} {split} is empty")
-    return images, labels
+    name = f"{config.name} {split}"
+    return Samples({ONLY_INPUT: Named(name, images)}, Named(f"{name} labels", labels))
 
 
 def _sample(config: TorchvisionConfig, data: Any, index: int) -> tuple[Pixels, int]:

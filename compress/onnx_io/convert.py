@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import itertools
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,45 +21,115 @@ import torch
 from onnx import helper, numpy_helper
 from torch import nn
 
-from compress.errors import ExportError
+from compress.data.base import Input
+from compress.errors import CompressError, ExportError
+from compress.models.answers import outputs_of
 
-INPUT, OUTPUT, BATCH = "input", "logits", "batch"
+BATCH = "batch"
 OPSET = 20
 IR_VERSION = 10
 PRODUCER = "compress"
 
 
-def to_onnx(model: nn.Module, input_shape: Sequence[int]) -> onnx.ModelProto:
-    """Convert a float model to a clean fp32 ONNX graph with a dynamic batch axis.
+def to_onnx(model: nn.Module, inputs: Sequence[Input]) -> onnx.ModelProto:
+    """Convert a float model to a clean fp32 ONNX graph with a dynamic batch axis on each input.
 
     Args:
-        model: takes (n, *input_shape) and gives (n, classes); left as it is.
-        input_shape: shape of one sample.
+        model: takes one tensor (n, *shape) for each input, in that order, and answers logits (n, classes), perhaps among
+            other outputs (`compress.models.answers`); left as it is.
+        inputs: what it takes; the graph's inputs are called the same, its outputs as the model's.
 
     Raises:
-        ExportError: where torch cannot export the model, with its reason.
+        ExportError: where torch cannot export the model, with its reason; where an input and an output have one name.
     """
-    example = torch.zeros(2, *input_shape)
+    example = tuple(each.zeros(2) for each in inputs)
     try:
         plain = copy.deepcopy(model).cpu().float().to(memory_format=torch.contiguous_format).eval()
         with _quiet():
+            with torch.no_grad():
+                answer = plain(*example)
+            outputs = list(outputs_of(answer))
+            _check_names([each.name for each in inputs], outputs)
+            is_plain = isinstance(answer, torch.Tensor)
+            batch = {0: torch.export.Dim(BATCH)}
             program = torch.onnx.export(
-                plain,
-                (example,),
+                plain if is_plain else _InOrder(plain),
+                example,
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=({0: torch.export.Dim(BATCH)},),
-                input_names=[INPUT],
-                output_names=[OUTPUT],
+                dynamic_shapes=(batch,) * len(example) if is_plain else ((batch,) * len(example),),
+                input_names=[_placeholder("input", i) for i in range(len(inputs))],
+                output_names=[_placeholder("output", i) for i in range(len(outputs))],
                 verbose=False,
             )
+    except CompressError as error:
+        raise ExportError(f"the model cannot be exported to ONNX: {error}") from error
     except Exception as error:  # the exporter raises many kinds; each means the same to the user
         reason = str(error.__cause__ or error).strip().splitlines()
         raise ExportError(
             f"torch cannot export the model to ONNX: {reason[0] if reason else type(error).__name__}"
         ) from error
     assert program is not None
-    return cleaned(program.model_proto)
+    proto = program.model_proto
+    names = {_placeholder("input", i): each.name for i, each in enumerate(inputs)}
+    names |= {_placeholder("output", i): name for i, name in enumerate(outputs)}
+    _rename(proto.graph, names)
+    return cleaned(proto)
+
+
+class _InOrder(nn.Module):
+    """A model whose outputs are a plain tuple, which is what the exporter gives names to."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(outputs_of(self.model(*inputs)).values())
+
+
+def _check_names(inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    for name in outputs:
+        if name in inputs:
+            raise ExportError(f"an input and an output are both called '{name}'; rename one of them")
+
+
+def _placeholder(kind: str, position: int) -> str:
+    """A name that no value has: the exporter gives names without looking whether another value has them."""
+    return f"compress.{kind}.{position}"
+
+
+def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Call values of a graph as `names` says; values that happen to be called so already get another name."""
+    made = set(_made_names(graph))
+    taken = made | set(names.values())
+    names = dict(names)
+    for name in sorted(made & set(names.values())):
+        other = next(found for i in itertools.count() if (found := f"{name}_{i}") not in taken)
+        taken.add(other)
+        names[name] = other
+    _apply_names(graph, names)
+
+
+def _apply_names(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _apply_names(attribute.g, names)
+
+
+def _made_names(graph: onnx.GraphProto) -> Iterator[str]:
+    """Names of the constants and of what nodes compute, at every depth."""
+    yield from (tensor.name for tensor in graph.initializer)
+    for node in graph.node:
+        yield from node.output
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _made_names(attribute.g)
 
 
 def cleaned(proto: onnx.ModelProto) -> onnx.ModelProto:

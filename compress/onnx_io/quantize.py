@@ -26,7 +26,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from compress.machine import has_vnni, is_arm
-from compress.onnx_io.convert import INPUT, cleaned
+from compress.onnx_io.convert import cleaned
 
 Ranges = dict[str, tuple[float, float]]
 
@@ -63,13 +63,14 @@ def quantizable_operators() -> list[str]:
     return sorted({*QDQRegistry, *QLinearOpsRegistry})
 
 
-def collect_ranges(proto: onnx.ModelProto, chunks: Iterable[NDArray[np.float32]]) -> Ranges:
-    """Smallest and largest value of each activation over all chunks; one chunk is in memory at a time.
+def collect_ranges(proto: onnx.ModelProto, chunks: Iterable[Sequence[NDArray[Any]]]) -> Ranges:
+    """Smallest and largest value of each float activation over all chunks; one chunk is in memory at a time.
 
     Args:
         proto: fp32 graph.
-        chunks: batches of inputs (n, *input_shape).
+        chunks: batches: an array (n, ...) for each of the graph's inputs, in that order.
     """
+    names = [value.name for value in proto.graph.input]
     with tempfile.TemporaryDirectory(prefix="compress-") as folder, _quiet():
         path = Path(folder) / "float.onnx"
         onnx.save_model(proto, path)
@@ -80,7 +81,7 @@ def collect_ranges(proto: onnx.ModelProto, chunks: Iterable[NDArray[np.float32]]
             calibrate_method=CalibrationMethod.MinMax,
         )
         for chunk in chunks:
-            calibrator.collect_data(_OneChunk(chunk))
+            calibrator.collect_data(_OneChunk(dict(zip(names, chunk, strict=True))))
         found = calibrator.compute_data()
     return {
         name: (float(np.min(data.range_value[0])), float(np.max(data.range_value[1])))
@@ -141,12 +142,12 @@ def matching_nodes(proto: onnx.ModelProto, patterns: Sequence[str]) -> list[str]
 class _OneChunk:
     """A calibration reader that gives one batch and ends."""
 
-    def __init__(self, chunk: NDArray[np.float32]) -> None:
-        self._pending: NDArray[np.float32] | None = chunk
+    def __init__(self, chunk: dict[str, NDArray[Any]]) -> None:
+        self._pending: dict[str, NDArray[Any]] | None = chunk
 
-    def get_next(self) -> dict[str, Any] | None:
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
         chunk, self._pending = self._pending, None
-        return None if chunk is None else {INPUT: chunk}
+        return chunk
 
 
 @contextlib.contextmanager

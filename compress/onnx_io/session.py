@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from compress.errors import ExportError
+from compress.models.answers import LOGITS
 
 _ERRORS_ONLY = 3
+Feed = Mapping[str, NDArray[Any]] | Sequence[NDArray[Any]]
 
 
 def open_session(model: Path | bytes, threads: int) -> onnxruntime.InferenceSession:
@@ -29,7 +33,16 @@ def open_session(model: Path | bytes, threads: int) -> onnxruntime.InferenceSess
         raise ExportError(f"ONNX Runtime does not take the model: {str(error).splitlines()[0]}") from error
 
 
-def infer(session: onnxruntime.InferenceSession, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """First output for a batch of inputs (n, *input_shape)."""
-    logits: NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: inputs})[0]
+def infer_all(session: onnxruntime.InferenceSession, inputs: Feed) -> dict[str, NDArray[Any]]:
+    """All outputs, by name, for a batch of inputs (n, ...) by name or in the order of the model."""
+    if not isinstance(inputs, Mapping):
+        inputs = dict(zip((given.name for given in session.get_inputs()), inputs, strict=True))
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+
+def infer(session: onnxruntime.InferenceSession, inputs: Feed) -> NDArray[np.float32]:
+    """Logits (n, classes) for a batch of inputs: the output of that name, of a foreign file without it the first one."""
+    outputs = infer_all(session, inputs)
+    logits: NDArray[np.float32] = outputs.get(LOGITS, next(iter(outputs.values())))
     return logits

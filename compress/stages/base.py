@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from compress.checkpoint import Checkpoint, Draft
 from compress.config import RecoveryConfig
-from compress.data.base import DecisionData
-from compress.errors import StageError, listed, nearest
+from compress.data.base import DecisionData, Inputs
+from compress.errors import ModelError, StageError, listed, nearest
 from compress.events import Progress
+from compress.models.answers import LOGITS, outputs_of
 from compress.models.cost import macs, parameters
 from compress.training import Workplace, evaluate, fit
 
@@ -60,9 +61,9 @@ class Context:
         """Where training happens."""
         return Workplace(self.device, self.seed, self.scratch, self.progress)
 
-    def example(self) -> Tensor:
+    def example(self) -> Inputs:
         """Two training samples, as the model gets them."""
-        return next(iter(self.data.train.take([0, len(self.data.train) - 1]).batches(2))).inputs
+        return self.data.example()
 
     def validation_percent(self, model: nn.Module) -> float:
         """Accuracy on validation; `model` is on the CPU before and after."""
@@ -104,7 +105,7 @@ def described(left_alone: Mapping[str, str]) -> str:
     return listed((f"{name} ({reason})" for name, reason in left_alone.items()), _SHOWN_REASONS)
 
 
-def check_forward(model: nn.Module, example: Tensor, classes: int, what: str) -> None:
+def check_forward(model: nn.Module, example: Inputs, classes: int, what: str) -> None:
     """Run a model once and check that it answers one logit per class.
 
     Raises:
@@ -113,43 +114,63 @@ def check_forward(model: nn.Module, example: Tensor, classes: int, what: str) ->
     model.eval()
     try:
         with torch.no_grad():
-            logits = model(example)
+            answer = model(*example)
     except Exception as error:  # a user's forward may raise anything
-        reason = str(error).strip().splitlines()
-        shape = tuple(example.shape[1:])
-        raise StageError(
-            f"{what}: the forward pass fails on inputs of shape {shape}: {reason[0] if reason else type(error).__name__}"
-        ) from error
-    if not isinstance(logits, Tensor):
-        raise StageError(f"{what}: the forward pass returns a {type(logits).__name__}, not one tensor of logits")
-    if tuple(logits.shape) != (len(example), classes):
+        raise StageError(f"{what}: the forward pass fails on {_shapes(example)}: {first_line(error)}") from error
+    logits, samples = _outputs(answer, what)[LOGITS], len(example[0])
+    if tuple(logits.shape) != (samples, classes):
         hint = ""
-        if logits.dim() == 2 and logits.shape[0] == len(example):
+        if logits.dim() == 2 and logits.shape[0] == samples:
             hint = f"; set its kwargs to {{num_classes: {classes}}}, or what its factory calls it"
         raise StageError(
-            f"{what}: answers {tuple(logits.shape)} for {len(example)} samples, but the data has {classes} classes{hint}"
+            f"{what}: answers {tuple(logits.shape)} for {samples} samples, but the data has {classes} classes{hint}"
         )
 
 
-def check_training_forward(model: nn.Module, example: Tensor, what: str) -> None:
-    """Run a copy of a model once in training mode; some then answer more than logits.
+def check_training_forward(model: nn.Module, example: Inputs, what: str) -> None:
+    """Run copies of a model once in training and once in evaluation mode; some answer more while they train.
 
     Raises:
-        StageError: where it fails, or answers something else than one tensor.
+        StageError: where training mode fails, or answers something that evaluation mode does not.
     """
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            answer = copy.deepcopy(model).train()(example)
+            training = copy.deepcopy(model).train()(*example)
+            evaluation = copy.deepcopy(model).eval()(*example)
     except Exception as error:  # a user's forward may raise anything
-        reason = str(error).strip().splitlines()
+        raise StageError(f"{what}: the forward pass fails in training mode: {first_line(error)}") from error
+    expected = _outputs(evaluation, what)
+    try:
+        known = outputs_of(training).keys() <= expected.keys()
+    except ModelError:
+        known = False
+    if not known:
+        usual = "one tensor of logits" if len(expected) == 1 else f"{listed(expected)} as in evaluation mode"
         raise StageError(
-            f"{what}: the forward pass fails in training mode: {reason[0] if reason else type(error).__name__}"
-        ) from error
-    if not isinstance(answer, Tensor):
-        raise StageError(
-            f"{what}: in training mode the forward pass returns a {type(answer).__name__}, not one tensor of logits; "
+            f"{what}: in training mode the forward pass returns a {type(training).__name__}, not {usual}; "
             "switch auxiliary heads off in its kwargs"
         )
+
+
+def _outputs(answer: Any, what: str) -> dict[str, Tensor]:
+    try:
+        return outputs_of(answer)
+    except ModelError as error:
+        raise StageError(f"{what}: {error}") from None
+
+
+def _shapes(example: Inputs) -> str:
+    """The shapes of one sample, for messages."""
+    if len(example) == 1:
+        return f"inputs of shape {tuple(example[0].shape[1:])}"
+    shapes = (f"{tuple(x.shape[1:])}{'' if x.is_floating_point() else ' of whole numbers'}" for x in example)
+    return f"inputs of the shapes {' and '.join(shapes)}"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its kind where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -160,9 +181,9 @@ class Cost:
     macs: int
 
 
-def cost_of(model: nn.Module, example: Tensor) -> Cost:
+def cost_of(model: nn.Module, example: Inputs) -> Cost:
     """Parameters, and multiply-accumulates of one sample."""
-    return Cost(parameters(model), macs(model, example[:1]))
+    return Cost(parameters(model), macs(model, tuple(tensor[:1] for tensor in example)))
 
 
 def what_remains(before: Cost, after: Cost) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
@@ -13,7 +13,8 @@ from compress.config import QuantizeConfig
 from compress.data.splits import stratified_sample
 from compress.errors import StageError
 from compress.manifest import MODEL_ONNX
-from compress.onnx_io.convert import serialized, to_onnx
+from compress.onnx_io.convert import serialized
+from compress.onnx_io.float_graph import float_graph
 from compress.onnx_io.quantize import (
     activation_scales,
     collect_ranges,
@@ -33,7 +34,7 @@ def run(parent: Checkpoint, config: QuantizeConfig, context: Context) -> Draft:
     """
     model = parent.build(context.trusted)
     target = resolved_target(config.target)
-    graph = to_onnx(model, context.data.input_shape)
+    graph = float_graph(parent, model, context.data.inputs)
     keep_float = matching_nodes(graph, config.keep_float)
     warn_of_idle_patterns("quantize.keep_float", config.keep_float, [node.name for node in graph.graph.node], context)
     ranges = collect_ranges(graph, _chunks(config, context))
@@ -58,7 +59,7 @@ def run(parent: Checkpoint, config: QuantizeConfig, context: Context) -> Draft:
     )
 
 
-def _chunks(config: QuantizeConfig, context: Context) -> Iterator[NDArray[np.float32]]:
+def _chunks(config: QuantizeConfig, context: Context) -> Iterator[tuple[NDArray[Any], ...]]:
     """Calibration inputs from the training split, stratified by class, never augmented."""
     train = context.data.train
     samples = min(config.calibration.samples, len(train))
@@ -67,6 +68,6 @@ def _chunks(config: QuantizeConfig, context: Context) -> Iterator[NDArray[np.flo
     chosen = train.take(stratified_sample(train.labels, samples, context.seed))
     done = 0
     for batch in chosen.batches(config.calibration.chunk):
-        yield batch.inputs.numpy()
+        yield batch.arrays()
         done += len(batch.labels)
         context.progress.work("calibration", done, samples)
