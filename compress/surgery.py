@@ -40,6 +40,27 @@ def apply_all(model: nn.Module, edits: Iterable[Edit]) -> nn.Module:
     return model
 
 
+def tied_to(model: nn.Module, name: str) -> str | None:
+    """Another name of the parameter `name`, where it has one."""
+    tensor = model.get_parameter(name)
+    return next((other for other, shared in _tensors(model) if shared is tensor and other != name), None)
+
+
+def unties(model: nn.Module, edits: Iterable[Edit]) -> tuple[str, str] | None:
+    """The first two names of one shared tensor of which the edits would cut only one, or each differently."""
+    cuts: dict[str, list[Keep]] = defaultdict(list)
+    for edit in edits:
+        if isinstance(edit, Keep):
+            for name, axis in edit.axes:
+                cuts[name].append(Keep(size=edit.size, kept=edit.kept, axes=(("", axis),)))
+    first: dict[int, str] = {}
+    for name, tensor in _tensors(model):
+        other = first.setdefault(id(tensor), name)
+        if cuts[name] != cuts[other]:
+            return other, name
+    return None
+
+
 def encode_positions(model: nn.Module) -> None:
     """Overwrite every tensor of a throwaway copy by the position of each of its elements.
 
@@ -184,7 +205,8 @@ def factor_pair(layer: nn.Module, rank: int) -> nn.Sequential | None:
 
 
 def _pair(layer: nn.Module, rank: int) -> nn.Sequential | None:
-    if isinstance(layer, nn.Linear):
+    # Attention computes with the weight of its output projection itself; nothing can stand for that layer.
+    if isinstance(layer, nn.Linear) and not isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
         second = nn.Linear(rank, layer.out_features, bias=layer.bias is not None)
         return nn.Sequential(nn.Linear(layer.in_features, rank, bias=False), second)
     if isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros":

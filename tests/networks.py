@@ -10,30 +10,10 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from compress import surgery
 from compress.methods.groups import ChannelGraph, copy_on_cpu
+from compress.methods.silence import randomise, silence, what_differs
 from compress.models.cifar import CifarResNet
 
 CLASSES = 7
-
-
-def randomise(model, seed=0):
-    """Every parameter and every BatchNorm statistic becomes a random number of ordinary size; evaluation mode."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(tensor, scale, shift=0.0):
-        tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * scale + shift)
-
-    def uniform(tensor):
-        tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5)
-
-    with torch.no_grad():
-        for parameter in model.parameters():
-            normal(parameter, (2 / max(1, parameter[0].numel())) ** 0.5 if parameter.dim() > 1 else 0.3)
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                uniform(module.weight)
-                normal(module.running_mean, 0.3)
-                uniform(module.running_var)
-    return model.eval()
 
 
 class Residual(nn.Module):
@@ -107,13 +87,13 @@ def network(name):
 
 
 def groups_of(model, example):
-    return {group.name: group for group in ChannelGraph(copy_on_cpu(model), example).groups()}
+    return {group.name: group for group in ChannelGraph(copy_on_cpu(model), (example,)).groups()}
 
 
 def edits_for(model, example, removed):
     """What removing channels, by group name, means as edits; as the prune stage finds it."""
     throwaway = copy_on_cpu(model)
-    graph = ChannelGraph(throwaway, example)
+    graph = ChannelGraph(throwaway, (example,))
     surgery.encode_positions(throwaway)
     return surgery.derive(model, graph.remove(removed))
 
@@ -130,3 +110,10 @@ def silenced(model, groups, removed):
                     if module.bias is not None:
                         module.bias[gone] = 0
     return quiet
+
+
+def difference(model, example, removed, groups=None):
+    """What the product says of removing channels from a random model: None, or what is wrong with it."""
+    groups = (groups or groups_of(model, example)).values()
+    cut = surgery.apply_all(copy.deepcopy(model), edits_for(model, example, removed))
+    return what_differs(silence(copy.deepcopy(model), groups, removed), cut, model, (example,))

@@ -41,7 +41,15 @@ def sum_by_root(
     return total
 
 
-def lowest(scores: Float[Tensor, " channels"], count: int) -> list[int]:
-    """Indices of the `count` lowest scores, ascending; of equal scores the lower index goes first."""
-    order = torch.sort(scores, stable=True).indices
-    return sorted(int(index) for index in order[:count])
+def lowest(scores: Float[Tensor, " channels"], count: int, blocks: int = 1) -> list[int]:
+    """Indices of the `count` lowest scores, ascending; of equal scores the lower index goes first.
+
+    Args:
+        scores: one per channel.
+        count: how many; a multiple of `blocks`.
+        blocks: equal parts of the channels, such as heads of attention, that give equally many each.
+    """
+    rows = scores.reshape(blocks, -1)
+    order = torch.sort(rows, dim=1, stable=True).indices[:, : count // blocks]
+    starts = torch.arange(blocks).unsqueeze(1) * rows.shape[1]
+    return sorted(int(index) for index in (order + starts).flatten())

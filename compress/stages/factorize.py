@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from compress import surgery
 from compress.checkpoint import Checkpoint, Draft
 from compress.config import FactorizeConfig
+from compress.data.base import Inputs
 from compress.edits import Factor
 from compress.errors import StageError
 from compress.methods import lowrank
@@ -87,7 +88,7 @@ def _split(model: nn.Module, edit: Factor) -> None:
 
 
 def _factorable(
-    model: nn.Module, parent: Checkpoint, example: Tensor, config: FactorizeConfig, context: Context
+    model: nn.Module, parent: Checkpoint, example: Inputs, config: FactorizeConfig, context: Context
 ) -> tuple[list[_Layer], dict[str, str]]:
     """The layers that can be split, and the reason why not for each of the others."""
     positions = output_positions(model, example)
@@ -99,6 +100,8 @@ def _factorable(
             left_alone[name] = "a factor already"
         elif surgery.factor_pair(model.get_submodule(name), 1) is None:
             left_alone[name] = "a layer of this kind has no such form"
+        elif other := surgery.tied_to(model, f"{name}.weight"):
+            left_alone[name] = f"it shares its weight with '{other}'"
     names = [name for name in positions if name not in left_alone]
 
     def why_not(tried: Sequence[str]) -> str | None:

@@ -1,0 +1,173 @@
+"""What removing channels must mean: the same as no layer reading them any more.
+
+A dependency graph that is wrong (a channel shuffle, heads of attention cut across, a shortcut that pads) can still give
+shapes that fit, and then a model that computes something else. So a cut is compared with a copy of the whole model in
+which the weights that read the channels are zero. Both copies get random weights: in trained ones a wrong wire may hide
+behind weights that are near zero, in fresh ones behind layers that begin at zero.
+
+Norms over channels compute other statistics without the removed ones, which is no mistake; `NormStatistics` keeps those
+of the silenced model for the cut one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from compress.methods.groups import ChannelGroup
+
+_CLOSE = 1e-2
+_ROUNDING = 1e-4
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Make every parameter and every BatchNorm statistic a random number of ordinary size, in place; evaluation mode.
+
+    Matrices and filters get the standard deviation √(2 / fan-in) (He et al. 2015, arXiv:1502.01852), the weights and
+    variances of norms lie between 0.5 and 1.5.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(tensor: Tensor, scale: float) -> None:
+        tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * scale)
+
+    def uniform(tensor: Tensor) -> None:
+        tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5)
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                normal(parameter, (2 / max(1, parameter[0].numel())) ** 0.5)
+            elif name.endswith("weight"):
+                uniform(parameter)
+            else:
+                normal(parameter, 0.3)
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+                normal(module.running_mean, 0.3)
+                assert module.running_var is not None
+                uniform(module.running_var)
+    return model.eval()
+
+
+def silence(model: nn.Module, groups: Iterable[ChannelGroup], removed: Mapping[str, Sequence[int]]) -> nn.Module:
+    """Zero, in place, all weights that read the removed channels; returns the model.
+
+    Args:
+        model: of the shapes that the groups were found in.
+        groups: all groups that `removed` names.
+        removed: channels, by group name.
+    """
+    with torch.no_grad():
+        for group in groups:
+            gone = set(removed.get(group.name, ()))
+            for item in group.coupled:
+                if item.reads and gone:
+                    zeros = [s for s, root in zip(item.slices, item.roots, strict=True) if root in gone]
+                    model.get_parameter(item.tensor).index_fill_(item.axis, torch.tensor(zeros, dtype=torch.long), 0)
+    return model
+
+
+def what_differs(silenced: nn.Module, cut: nn.Module, whole: nn.Module, example: tuple[Tensor, ...]) -> str | None:
+    """Whether a cut model computes what the silenced one does; None where it does, else what differs.
+
+    Args:
+        silenced: all shapes as they were, the removed channels unread.
+        cut: the same weights without the channels.
+        whole: the same weights, all channels read: tells how much the channels matter.
+        example: a batch of each input.
+
+    Raises:
+        Exception: whatever the cut model's forward pass raises.
+    """
+    statistics = NormStatistics()
+    with torch.no_grad():
+        full = _tensors(whole(*example))
+        with statistics.kept():
+            expected = _tensors(silenced(*example))
+        with statistics.used():
+            found = _tensors(cut(*example))
+    shapes = [tuple(tensor.shape) for tensor in expected], [tuple(tensor.shape) for tensor in found]
+    if shapes[0] != shapes[1]:
+        one, other = (", ".join(map(str, each)) for each in shapes)
+        return f"the outputs become {other} instead of {one}"
+    for want, have, before in zip(expected, found, full, strict=True):
+        error, effect = _largest(have - want), _largest(before - want)
+        if not error <= max(_CLOSE * effect, _ROUNDING * _largest(want)):  # also where it is NaN
+            return "without them it computes something else than with them silenced"
+    return None
+
+
+def _tensors(answer: Any) -> list[Tensor]:
+    return [leaf.double() for leaf in tree_leaves(answer) if isinstance(leaf, Tensor)]
+
+
+def _largest(tensor: Tensor) -> float:
+    return float(tensor.abs().max()) if tensor.numel() else 0.0
+
+
+class NormStatistics:
+    """Means and variances of layer and group norms: kept in one forward pass, used in the order of calls in another."""
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[Tensor, Tensor]] = []
+
+    def kept(self) -> TorchFunctionMode:
+        """A context whose norms compute as ever, and are remembered."""
+        self._calls.clear()
+        return _Norms(self._keep)
+
+    def used(self) -> TorchFunctionMode:
+        """A context whose norms take the remembered statistics, first call first."""
+        calls = iter(self._calls)
+        return _Norms(lambda mean, variance: next(calls, (mean, variance)))
+
+    def _keep(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        self._calls.append((mean, variance))
+        return mean, variance
+
+
+class _Norms(TorchFunctionMode):
+    """Computes layer and group norms by hand, with statistics of somebody's choice."""
+
+    def __init__(self, choose: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self._choose = choose
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.layer_norm:
+            return self._layer_norm(*args, **kwargs)
+        if func is F.group_norm:
+            return self._group_norm(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _layer_norm(
+        self,
+        x: Tensor,
+        normalized_shape: Sequence[int],
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        axes = tuple(range(-len(normalized_shape), 0))
+        mean, variance = self._choose(x.mean(axes, keepdim=True), x.var(axes, correction=0, keepdim=True))
+        y = (x - mean) * (variance + eps).rsqrt()
+        y = y if weight is None else y * weight
+        return y if bias is None else y + bias
+
+    def _group_norm(
+        self, x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    ) -> Tensor:
+        parts = x.reshape(x.shape[0], groups, -1)
+        mean, variance = self._choose(parts.mean(-1, keepdim=True), parts.var(-1, correction=0, keepdim=True))
+        y = ((parts - mean) * (variance + eps).rsqrt()).reshape(x.shape)
+        shape = (-1, *(1,) * (x.dim() - 2))
+        y = y if weight is None else y * weight.reshape(shape)
+        return y if bias is None else y + bias.reshape(shape)
