@@ -136,10 +136,12 @@ def validate(
 ) -> None:
     """Check a pipeline file and show what a run would do, without doing it and without loading torch."""
     from compress.config import load_pipeline
+    from compress.config.located import located
     from compress.plan import make_plan
 
     pipeline = load_pipeline(file, overrides or ())
-    steps = make_plan(pipeline, runs, until=until)
+    with located(pipeline):
+        steps = make_plan(pipeline, runs, until=until)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("", "stage", "plan", "why"):
         table.add_column(heading)

@@ -60,11 +60,17 @@ class ExportError(CompressError):
     """The exported file does not do what the checkpoint does; nothing was written."""
 
 
-def nearest(word: str, options: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the option closest to `word`, or `""` where none is close."""
+def closest(word: str, options: Iterable[str]) -> str | None:
+    """The option closest to `word`, None where none is close."""
     lowered = {option.lower(): option for option in options}
     matches = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
-    return f"; did you mean '{lowered[matches[0]]}'?" if matches else ""
+    return lowered[matches[0]] if matches else None
+
+
+def nearest(word: str, options: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the option closest to `word`, or `""` where none is close."""
+    found = closest(word, options)
+    return f"; did you mean '{found}'?" if found is not None else ""
 
 
 def listed(options: Iterable[str], limit: int = 12) -> str:

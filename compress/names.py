@@ -7,8 +7,14 @@ import os
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+from compress.errors import closest
+
+WEIGHTS_ENDINGS = (".safetensors", ".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")
+"""What the name of a file of weights ends in."""
 BUILT_IN = ("cifar", "torchvision", "timm")
 """Schemes of factories that are no user's code."""
+WITH_PUBLISHED_WEIGHTS = ("torchvision", "timm")
+"""Those that fetch weights by name."""
 
 
 def is_code(factory: str) -> bool:
@@ -24,8 +30,38 @@ def placeless(factory: str) -> str:
 
 def is_weights_file(weights: str) -> bool:
     """Whether a `weights` setting names a file rather than published weights."""
-    endings = (".safetensors", ".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")
-    return weights.endswith(endings) or "/" in weights or os.sep in weights
+    return weights.endswith(WEIGHTS_ENDINGS) or "/" in weights or os.sep in weights
+
+
+def near_path(path: Path, endings: tuple[str, ...] = ("",)) -> str:
+    """`"; did you mean 'x'?"` for a file or folder that is not there, or `""` where nothing is close.
+
+    Each part that is missing is looked for by its nearest name, so that a slip in a folder's name is found as well. The
+    answer is the name alone where only that differs, else the whole path.
+
+    Args:
+        path: what is not there.
+        endings: endings of the files to suggest.
+    """
+    there, parts = path, list[str]()
+    while not os.path.isdir(there) and there != there.parent:  # noqa: PTH112  # Path's raises on names too long
+        there, parts = there.parent, [there.name, *parts]
+    for position, part in enumerate(parts):
+        try:
+            names = sorted(os.listdir(there))  # noqa: PTH208
+        except OSError:
+            return ""
+        if position == len(parts) - 1:
+            names = [name for name in names if name.endswith(endings)]
+        # By stem: a common ending makes any two short names look alike.
+        stem = closest(Path(part).stem, [Path(name).stem for name in names])
+        alike = sorted((Path(name).suffix != Path(part).suffix, name) for name in names if Path(name).stem == stem)
+        if not alike:
+            return ""
+        there /= part if part in names else alike[0][1]
+    if not parts or not os.path.exists(there):  # noqa: PTH110
+        return ""
+    return f"; did you mean '{there.name if there.parent == path.parent else there}'?"
 
 
 def callable_file(callable_name: str) -> Path | None:

@@ -23,11 +23,12 @@ from compress.bench.accuracy import unpack
 from compress.bench.measure import Bench, measure
 from compress.checkpoint import Checkpoint, Draft
 from compress.config import DistillConfig, ModelConfig, Pipeline
+from compress.config.located import located
 from compress.data.load import load_data
 from compress.errors import CheckpointError, CompressError, TrainingError
 from compress.events import Progress, Silent
 from compress.files import new_folder, readable_json, write_file
-from compress.manifest import METADATA, WEIGHTS, HistoryEntry, InputRecord
+from compress.manifest import METADATA, WEIGHTS, HistoryEntry
 from compress.methods.statistics import paired_difference, two_proportions_differ
 from compress.models.factory import Arch
 from compress.models.source import make_model
@@ -88,7 +89,8 @@ def run(
     Raises:
         CompressError: whatever the user can mend; what was finished before stays.
     """
-    return _Run(pipeline, Path(runs), progress or Silent(), fresh=fresh, command=command).run(until)
+    with located(pipeline):
+        return _Run(pipeline, Path(runs), progress or Silent(), fresh=fresh, command=command).run(until)
 
 
 class _Run:
@@ -171,6 +173,8 @@ class _Run:
         if parent is None or reference is None:
             assert isinstance(planned.settings, ModelConfig)
             draft = source.make(planned.settings, planned.seed)
+            for note in draft.notes:
+                self.progress.note(note)
             self._check_before_training(draft.model, stages)
         else:
             draft = self._run_stage(planned, parent, reference, scratch)
@@ -188,9 +192,8 @@ class _Run:
         checkpoint = checkpoints.save(
             self.cache.folder_for(planned, key),
             draft,
-            inputs=InputRecord(
-                shape=self.data.input_shape, mean=self.data.mean, std=self.data.std, classes=self.data.classes
-            ),
+            inputs=self.data.inputs,
+            classes=self.data.classes,
             history=(*(parent.checkpoint.history if parent else ()), entry),
             key=key,
         )
@@ -229,7 +232,7 @@ class _Run:
 
     def _check_before_training(self, model: nn.Module, stages: Sequence[Planned]) -> None:
         """Factories, forward passes and shapes, before hours go into training."""
-        inputs = next(iter(self.data.train.take([0, len(self.data.train) - 1]).batches(2))).inputs
+        inputs = self.data.example()
         classes = len(self.data.classes)
         check_forward(model, inputs, classes, "model")
         if any(planned.name == "train" for planned in stages):
@@ -237,8 +240,8 @@ class _Run:
         for planned in stages:
             if isinstance(planned.settings, DistillConfig):
                 student = planned.settings.student
-                made = make_model(Arch(student.factory, student.kwargs), student.weights, planned.seed)
                 what = f"stages.{planned.position - 1}.distill.student"
+                made = make_model(Arch(student.factory, student.kwargs), student.weights, planned.seed, at=what)
                 check_forward(made, inputs, classes, what)
                 check_training_forward(made, inputs, what)
         trains = any(planned.name == "train" for planned in stages)

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,7 @@ from compress.data.fingerprint import fingerprint, missing
 from compress.errors import CheckpointError, CompressError, ConfigError, Problem, nearest
 from compress.files import TEMPORARY, sha256_of
 from compress.manifest import Manifest
-from compress.names import is_weights_file
+from compress.names import WEIGHTS_ENDINGS, WITH_PUBLISHED_WEIGHTS, is_weights_file
 from compress.provenance import code_digest, differences, identity, key_digest, versions
 from compress.results import METRICS, Measurement
 from compress.seeds import derive_seed
@@ -163,17 +163,24 @@ class Cache:
     """The checkpoints of a run's folder."""
 
     def __init__(self, root: Path) -> None:
-        """Look at `runs/<name>`, which need not exist."""
+        """Look at `runs/<name>`, which need not exist.
+
+        Raises:
+            CompressError: where it could not be made or written, before anything is computed for it.
+        """
+        _check_writable(root)
         self.root = root
 
     def find(self, planned: Planned, key: Mapping[str, JsonValue]) -> tuple[Path, Manifest] | None:
         """The checkpoint with exactly this key, wherever in the order it was made."""
-        digest = key_digest(key)
-        for folder in self.root.glob(f"*-{planned.label}-{digest[:8]}*"):
+        for folder in self._made_with(planned, key):
             record = _readable(folder)
             if record is not None and record.key == dict(key):
                 return folder, record
         return None
+
+    def _made_with(self, planned: Planned, key: Mapping[str, JsonValue]) -> Iterator[Path]:
+        return self.root.glob(f"*-{planned.label}-{key_digest(key)[:8]}*")
 
     def folder_for(self, planned: Planned, key: Mapping[str, JsonValue]) -> Path:
         """Where a checkpoint with this key belongs."""
@@ -199,6 +206,9 @@ class Cache:
 
     def why_missing(self, planned: Planned, key: Mapping[str, JsonValue]) -> str:
         """Which fields changed against the most similar checkpoint of the same stage."""
+        for folder in self._made_with(planned, key):
+            if (folder / manifest.FILE_NAME).exists() and _readable(folder) is None:
+                return f"the checkpoint {folder.name} is damaged"
         name = re.compile(rf"\d+-{re.escape(planned.label)}-[0-9a-f]+")
         siblings = [
             record
@@ -281,16 +291,34 @@ def check_files(pipeline: Pipeline) -> None:
         if isinstance(student, StudentConfig):
             problems += _missing_model(student, f"stages.{index}.distill.student")
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(replace(problem, where=pipeline.where(problem.key)) for problem in problems)
 
 
 def _missing_model(model: Config, at: str) -> Iterator[Problem]:
     weights, factory = getattr(model, "weights", None), getattr(model, "factory", "")
-    if weights and is_weights_file(weights) and not os.path.isfile(weights):  # noqa: PTH113  # Path's raises
-        yield Problem("", f"{at}.weights", no_such("file", Path(weights)))
-    file, _, _ = factory.rpartition(":")
-    if file.endswith(".py") and not os.path.isfile(file):  # noqa: PTH113
-        yield Problem("", f"{at}.factory", no_such("file", Path(file)))
+    place, _, _ = factory.rpartition(":")
+    if weights and is_weights_file(weights):
+        if not os.path.isfile(weights):  # noqa: PTH113  # Path's raises
+            yield Problem("", f"{at}.weights", no_such("file", Path(weights)))
+    elif weights and place not in WITH_PUBLISHED_WEIGHTS:
+        endings = f"{', '.join(WEIGHTS_ENDINGS[:-1])} or {WEIGHTS_ENDINGS[-1]}"
+        yield Problem("", f"{at}.weights", f"must be a file that ends in {endings}, got '{weights}'")
+    if place.endswith(".py") and not os.path.isfile(place):  # noqa: PTH113
+        yield Problem("", f"{at}.factory", no_such("file", Path(place)))
+
+
+def _check_writable(root: Path) -> None:
+    there = root
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not os.path.isdir(there):  # noqa: PTH112  # Path's raises on names too long
+        raise CompressError(
+            f"{root}: the run cannot be written there: {there} is not a folder; name another with --runs"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise CompressError(
+            f"{root}: the run cannot be written there: no permission to write in {there}; name another with --runs"
+        )
 
 
 def _readable(folder: Path) -> Manifest | None:

@@ -50,7 +50,7 @@ def quantized(shared_workshop, trained):
 
 def answers_in_onnx(path, split):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    inputs = np.concatenate([batch.inputs.numpy() for batch in split.batches(1000)])
+    inputs = np.concatenate([batch.inputs[0].numpy() for batch in split.batches(1000)])
     return session.run(None, {"input": inputs})[0].argmax(1)
 
 
@@ -68,7 +68,7 @@ def test_a_float_checkpoint(workshop, trained, bench):
     assert found.macs == 96 * 16 * 9 + 24 * 32 * 16 * 9 + 24 * 32 * 32 * 9 + 32 * 32 + 32 * 4
     for name in ("validation", "test"):
         split = getattr(workshop.dataset, name)
-        inputs = torch.cat([batch.inputs for batch in split.batches(1000)])
+        inputs = torch.cat([batch.inputs[0] for batch in split.batches(1000)])
         with torch.no_grad():
             hits = (model(inputs).argmax(1) == split.labels).numpy()
         assert np.array_equal(unpack(found.correct[name], len(split)), hits)

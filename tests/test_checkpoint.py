@@ -18,9 +18,10 @@ from torch import nn
 import compress
 from compress import checkpoint, manifest, surgery
 from compress.checkpoint import Draft
+from compress.data.base import Input
 from compress.edits import Factor, Keep
 from compress.errors import CheckpointError, CompressError, ModelError
-from compress.manifest import FILE_NAME, WEIGHTS, HistoryEntry, InputRecord
+from compress.manifest import FILE_NAME, WEIGHTS, HistoryEntry
 from compress.methods.lowrank import split
 from compress.models.factory import Arch, create
 
@@ -29,12 +30,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 RESNET = Arch("cifar:resnet20", {"num_classes": CLASSES})
 TIED = "networks:Tied"
 EXAMPLE = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(1))
-INPUTS = InputRecord(shape=(3, 16, 24), mean=(0.5,) * 3, std=(0.25,) * 3, classes=tuple("abcdefg"))
+INPUTS = (Input("input", (3, 16, 24), mean=(0.5,) * 3, std=(0.25,) * 3),)
 
 
 def save(path, draft, stage="source", seconds=0.0):
     history = (HistoryEntry(stage=stage, parent=None, settings={}, seconds=seconds),)
-    return checkpoint.save(path, draft, inputs=INPUTS, history=history, key={"stage": stage})
+    return checkpoint.save(path, draft, inputs=INPUTS, classes=tuple("abcdefg"), history=history, key={"stage": stage})
 
 
 def source(arch=RESNET, layout=torch.contiguous_format):
@@ -271,11 +272,24 @@ def test_a_truncated_missing_or_oversized_manifest_is_named(copied, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "null", '"x"', "{}", '{"version": 2}', '{"version": "1"}', "[" * 100_000, "NaN"]
+    ("text", "message"),
+    [
+        *((text, "has format version .*; this program reads version 2") for text in ("[]", "null", '"x"', "{}", "NaN")),
+        ('{"version": "2"}', "has format version '2'; this program reads version 2"),
+        ("[" * 100_000, "no valid JSON"),
+        (
+            '{"version": 1}',
+            "written by an older version of this program, in format version 1; this program reads version 2: run its pipe",
+        ),
+        (
+            '{"version": 3}',
+            "written by a newer version of this program, in format version 3; .*: install the newer one",
+        ),
+    ],
 )
-def test_what_is_no_manifest_of_this_version_is_refused(copied, text):
+def test_what_is_no_manifest_of_this_version_is_refused(copied, text, message):
     (copied / FILE_NAME).write_text(text)
-    with pytest.raises(CheckpointError, match=r"has format version .*; this program reads version 1|no valid JSON"):
+    with pytest.raises(CheckpointError, match=message):
         checkpoint.load(copied)
 
 

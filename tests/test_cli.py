@@ -139,7 +139,7 @@ def test_user_errors_are_lines_on_stderr_and_code_2(compress):
     [
         (("validate", "p.yml"), "error: p.yml: no such file; did you mean 'p.yaml'?"),
         (("run", "elsewhere/p.yaml"), "error: elsewhere/p.yaml: no such file"),
-        (("validate", "."), "error: .: cannot be read: Is a directory"),
+        (("validate", "."), "error: .: is a folder, not a pipeline file; in it are p.yaml"),
         (
             ("validate", "p.yaml", "--until", "x"),
             "error: --until: there is no stage 'x' (there are source, train, prune)",
@@ -380,7 +380,7 @@ def test_inspect_refuses_what_is_no_checkpoint(compress):
     assert compress("inspect", "nope") == (2, "", "error: nope: is no checkpoint (there is no checkpoint.json in it)\n")
     Path("checkpoint.json").write_text("{}")
     code, _, err = compress("inspect", ".")
-    assert (code, err) == (2, "error: checkpoint.json: has format version None; this program reads version 1\n")
+    assert (code, err) == (2, "error: checkpoint.json: has format version None; this program reads version 2\n")
     code, _, err = compress("inspect", "p.yaml")
     assert (code, err) == (2, "error: p.yaml/checkpoint.json: cannot be read: Not a directory\n")
 
@@ -388,20 +388,23 @@ def test_inspect_refuses_what_is_no_checkpoint(compress):
 def test_inspect_shows_a_checkpoint(compress, tmp_path):
     from compress import checkpoint
     from compress.config import ModelConfig
-    from compress.manifest import HistoryEntry, InputRecord
+    from compress.data.base import Input
+    from compress.manifest import HistoryEntry
     from compress.stages import source
 
     draft = source.make(ModelConfig(factory="cifar:resnet20"), seed=0)
-    inputs = InputRecord(shape=(3, 32, 32), mean=(0.5,) * 3, std=(0.25,) * 3, classes=("[red]one", "two\x1b[31m"))
+    inputs = (Input("input", (3, 32, 32), mean=(0.5,) * 3, std=(0.25,) * 3), Input("[i]ids", (7,), "int64"))
+    classes = ("[red]one", "two\x1b[31m")
     history = (HistoryEntry(stage="[b]source", parent=None, settings={}, seconds=1.5, warnings=("[/] look",)),)
     folder = tmp_path / "[b]c"
-    checkpoint.save(folder, draft, inputs=inputs, history=history, key={})
+    checkpoint.save(folder, draft, inputs=inputs, classes=classes, history=history, key={})
     code, out, err = compress("inspect", folder)
     assert (code, err) == (0, "")
     for text in (
         str(folder),
         "cifar:resnet20 {}",
-        "(3, 32, 32)",
+        "input (3, 32, 32), float32, mean (0.5, 0.5, 0.5), std (0.25, 0.25, 0.25)",
+        "[i]ids (7,), int64, not normalised",
         "[red]one, two�[31m",
         "[b]source",
         "warning: [/] look",

@@ -77,6 +77,7 @@ bench:
     keys = "(allowed: name, seed, device, threads, data, model, stages, budget, bench)"
     kinds = "digits, arrays, image_folder, torchvision, python"
     names = "train, distill, prune, factorize, quantize, export"
+    after = "'quantize' (stages.2, line 9)"
     takes = "it takes a float model and gets an int8 one"
     schedules = "'one_cycle', 'cosine' or 'constant'"
     assert sorted(refuse(text, "budget.acuracy_drop=1")) == sorted(
@@ -90,8 +91,8 @@ bench:
             "p.yaml:8: stages.1.prune.target.mac: unknown key (allowed: macs, parameters, ratio); did you mean 'macs'?",
             'p.yaml:8: stages.1.prune.multiple: must be a whole number, got "4"',
             "p.yaml:8: stages.1.prune.recovery.epochs: must be greater than or equal to 1, got 0",
-            f"p.yaml:10: stages.3: 'factorize' cannot come after 'quantize' (stages.2): {takes}; put 'factorize' before it",
-            f"p.yaml:11: stages.4: 'train' cannot come after 'quantize' (stages.2): {takes}; put 'train' before it",
+            f"p.yaml:10: stages.3: 'factorize' cannot come after {after}: {takes}; put 'factorize' before it",
+            f"p.yaml:11: stages.4: 'train' cannot come after {after}: {takes}; put 'train' before it",
             f"p.yaml:11: stages.4.train.schedule: must be {schedules}, got \"one-cycle\"; did you mean 'one_cycle'?",
             "p.yaml:11: stages.4.train.epochs: must be a whole number, got 1.5",
             'p.yaml:11: stages.4.train.channels_last: must be true or false, got "yes"',
@@ -204,7 +205,10 @@ def test_bad_models(refuse, model, message):
         ("{kind: digits, channels: 2}", "data.channels: must be 1 or 3, got 2"),
         ("{kind: arrays}", "data.root: is missing"),
         ("{kind: arrays, root: 3}", "data.root: must be text, got 3"),
-        ("{kind: python, callable: f}", "data.callable: must match the pattern"),
+        (
+            "{kind: python, callable: f}",
+            "data.callable: must be like 'package.module:function' or 'path/to/file.py:function'",
+        ),
         (
             "{kind: digits, validation: {size: 1.5}}",
             "data.validation.size: must be a whole number or less than 1, got 1.5",
@@ -264,7 +268,7 @@ def test_bad_data(refuse, data, message):
             "stages.0.prune.target: must have exactly one of the keys macs, parameters, ratio",
         ),
         ("quantize: {target: x86}", "stages.0.quantize.target: must be 'auto', 'x86-vnni', 'x86-avx2' or 'arm64', got"),
-        ("export: {agreement: 0}", "stages.0.export.agreement: must be greater than 0, got 0"),
+        ("export: {agreement: -0.1}", "stages.0.export.agreement: must be greater than or equal to 0, got -0.1"),
     ],
 )
 def test_bad_stages(refuse, stage, message):
@@ -358,11 +362,13 @@ def test_missing_files_and_folders(tmp_path, monkeypatch):
     for path, message in (
         ("digit.yaml", "digit.yaml: no such file; did you mean 'digits.yaml'?"),
         ("nowhere/p.yaml", "nowhere/p.yaml: no such file"),
-        (".", ".: cannot be read: Is a directory"),
+        (".", ".: is a folder, not a pipeline file; in it are digits.yaml"),
+        ("digits", "digits: no such file; did you mean 'digits.yaml'?"),
+        ("../${HERE}s/digits.yml", "../${HERE}s/digits.yml: no such file; did you mean '../${HERE}/digits.yaml'?"),
     ):
         with pytest.raises(ConfigError) as caught:
-            load_pipeline(path)
-        assert str(caught.value) == message
+            load_pipeline(path.replace("${HERE}", tmp_path.name))
+        assert str(caught.value) == message.replace("${HERE}", tmp_path.name)
 
 
 def test_anchors_aliases_and_merges(load):
@@ -555,14 +561,16 @@ def test_pairs_of_stages(load, refuse, names):
         return
     ((before, after),) = bad
     (line,) = refuse(chain(*names))
-    assert line.startswith(f"p.yaml:6: stages.1: '{after}' cannot come after '{before}' (stages.0): it takes a ")
+    assert line.startswith(
+        f"p.yaml:6: stages.1: '{after}' cannot come after '{before}' (stages.0, line 5): it takes a "
+    )
     assert line.endswith("leave out one of the two" if before == after else f"put '{after}' before it")
 
 
 @pytest.mark.parametrize("name", FLOAT)
 def test_float_stages_between_quantize_and_export_are_refused(refuse, name):
     (line,) = refuse(chain("train", "quantize", name, "export"))
-    assert line.startswith(f"p.yaml:7: stages.2: '{name}' cannot come after 'quantize' (stages.1)")
+    assert line.startswith(f"p.yaml:7: stages.2: '{name}' cannot come after 'quantize' (stages.1, line 6)")
 
 
 def test_all_stages_in_the_usual_order(load):

@@ -28,8 +28,8 @@ def test_layers_cost_what_hands_count(kind, batch):
     layer, shape, expected, positions = LAYERS[kind]
     model = nn.Sequential(layer)
     example = torch.randn(batch, *shape)
-    assert macs(model, example) == expected
-    assert output_positions(model, example) == {"0": positions}
+    assert macs(model, (example,)) == expected
+    assert output_positions(model, (example,)) == {"0": positions}
     if layer.weight.dim() == 2 or layer.groups == 1:
         assert layer.weight.numel() * positions == expected
 
@@ -38,8 +38,8 @@ def test_a_layer_used_twice_costs_twice():
     layer = nn.Conv2d(3, 3, 3, padding=1)
     model = nn.Sequential(layer, nn.ReLU(), layer)
     example = torch.randn(2, 3, 4, 6)
-    assert macs(model, example) == 2 * 81 * 24
-    assert output_positions(model, example) == {"0": 48}
+    assert macs(model, (example,)) == 2 * 81 * 24
+    assert output_positions(model, (example,)) == {"0": 48}
     assert parameters(model) == 84
 
 
@@ -57,7 +57,7 @@ def test_matrix_products_without_a_layer_count_too(training):
 
     model, tokens = Attend().train(training), 5
     expected = 4 * tokens * 8 * 8 + 2 * tokens * tokens * 8
-    assert macs(model, torch.randn(3, tokens, 8)) == expected
+    assert macs(model, (torch.randn(3, tokens, 8),)) == expected
     assert torch.backends.mha.get_fastpath_enabled()
 
 
@@ -70,10 +70,10 @@ def test_tied_parameters_count_once():
 def test_counting_leaves_nothing_behind():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    macs(model, torch.randn(2, 3, 5, 8))
-    output_positions(model, torch.randn(2, 3, 5, 8))
+    macs(model, (torch.randn(2, 3, 5, 8),))
+    output_positions(model, (torch.randn(2, 3, 5, 8),))
     assert all(not module._forward_hooks for module in model.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     with pytest.raises(RuntimeError):
-        output_positions(model, torch.randn(2, 2, 5, 8))
+        output_positions(model, (torch.randn(2, 2, 5, 8),))
     assert all(not module._forward_hooks for module in model.modules())

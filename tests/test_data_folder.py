@@ -37,14 +37,14 @@ def config(root, **settings):
 
 
 def whole(split, **kwargs):
-    return torch.cat([batch.inputs for batch in split.batches(5, **kwargs)])
+    return torch.cat([batch.inputs[0] for batch in split.batches(5, **kwargs)])
 
 
 def test_splits_classes_and_geometry(tmp_path):
     validation = Validation.model_validate({"from": "test", "size": 4})
     data = load_data(config(tree(tmp_path), normalize=PLAIN, validation=validation), seed=0)
     assert data.classes == ("cat", "dog")
-    assert data.input_shape == (3, 8, 8)
+    assert data.inputs[0].shape == (3, 8, 8)
     assert (len(data.train), len(data.validation), len(data.test)) == (12, 4, 8)
     assert data.train.labels.tolist() == [0] * 6 + [1] * 6
     reference = transforms.Compose([transforms.Resize(10), transforms.CenterCrop(8), transforms.ToTensor()])
@@ -71,7 +71,7 @@ def test_statistics_are_measured_on_the_train_split(tmp_path):
 def test_statistics_of_a_sample(tmp_path, monkeypatch):
     monkeypatch.setattr("compress.data.load._MEASURED_FILES", 4)
     root = tree(tmp_path)
-    assert load_data(config(root), seed=0).mean == load_data(config(root), seed=0).mean
+    assert load_data(config(root), seed=0).inputs == load_data(config(root), seed=0).inputs
 
 
 def test_given_validation_and_test_split_off_train(tmp_path):
@@ -101,7 +101,7 @@ def test_workers_change_nothing(tmp_path, monkeypatch):
 def test_augmentation_is_drawn_per_seed_and_image(tmp_path):
     settings = config(tree(tmp_path), normalize=PLAIN, augment=Augment(crop=1, flip=True))
     train = load_data(settings, seed=0).train
-    one = torch.cat([b.inputs for b in train.batches(3, seed=3)])
+    one = torch.cat([b.inputs[0] for b in train.batches(3, seed=3)])
     assert torch.equal(one, whole(train, seed=3))
     assert not torch.equal(one, whole(train, seed=4))
     assert [len(b.labels) for b in train.batches(4, seed=3, drop_last=True)] == [4] * (len(train) // 4)

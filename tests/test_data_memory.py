@@ -9,6 +9,7 @@ import torch
 from compress.config.data import ArraysConfig, Augment, DigitsConfig, Normalize, Validation
 from compress.data.arrays import find_layout
 from compress.data.augment import Moves, draw_moves, move
+from compress.data.base import Input
 from compress.data.load import load_data
 from compress.data.normalise import measure, normalise
 from compress.errors import DataError
@@ -47,7 +48,7 @@ def config(root, **settings):
 
 def whole(split, **kwargs):
     batches = list(split.batches(7, **kwargs))
-    return torch.cat([b.inputs for b in batches]), torch.cat([b.labels for b in batches])
+    return torch.cat([b.inputs[0] for b in batches]), torch.cat([b.labels for b in batches])
 
 
 # Digits
@@ -56,14 +57,15 @@ def whole(split, **kwargs):
 def test_digits():
     data = load_data(DigitsConfig(kind="digits"), seed=0)
     assert data.classes == tuple("0123456789")
-    assert data.input_shape == (3, 32, 32)
+    assert data.inputs[0].shape == (3, 32, 32)
     assert (len(data.train), len(data.validation), len(data.test)) == (1222, 216, 359)
     batch = next(data.train.batches(16))
-    assert batch.inputs.shape == (16, 3, 32, 32)
-    assert batch.inputs.dtype == torch.float32
+    (inputs,) = batch.inputs
+    assert inputs.shape == (16, 3, 32, 32)
+    assert inputs.dtype == torch.float32
     assert batch.labels.dtype == torch.int64
-    assert batch.inputs.is_contiguous()
-    assert torch.equal(batch.inputs[:, 0], batch.inputs[:, 2])
+    assert inputs.is_contiguous()
+    assert torch.equal(inputs[:, 0], inputs[:, 2])
     assert torch.equal(batch.labels, data.train.labels[:16])
 
 
@@ -94,7 +96,7 @@ def test_arrays_of_uint8_images(tmp_path, form):
     root = small_set(tmp_path, form=form)
     settings = config(root, normalize=Normalize(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)), validation=FROM_TEST)
     data = load_data(settings, seed=0)
-    assert data.input_shape == (3, 6, 9)
+    assert data.inputs[0].shape == (3, 6, 9)
     assert data.classes == ("0", "1", "2", "3")
     assert (len(data.train), len(data.validation), len(data.test)) == (40, 10, 10)
     inputs, labels = whole(data.train)
@@ -107,8 +109,8 @@ def test_arrays_of_uint8_images(tmp_path, form):
 def test_measured_statistics_are_those_of_the_train_split(tmp_path):
     data = load_data(config(small_set(tmp_path), validation=FROM_TEST), seed=0)
     scaled = images(40, 6, 9, 3) / 255
-    assert data.mean == pytest.approx(scaled.mean(axis=(0, 1, 2)), abs=1e-6)
-    assert data.std == pytest.approx(scaled.std(axis=(0, 1, 2)), abs=1e-6)
+    assert data.inputs[0].mean == pytest.approx(scaled.mean(axis=(0, 1, 2)), abs=1e-6)
+    assert data.inputs[0].std == pytest.approx(scaled.std(axis=(0, 1, 2)), abs=1e-6)
 
 
 def test_train_split_off_is_kept_out_of_the_statistics(tmp_path):
@@ -117,8 +119,8 @@ def test_train_split_off_is_kept_out_of_the_statistics(tmp_path):
     data = load_data(config(root), seed=0)
     held_out = [*(data.validation.labels.tolist()), *(data.test.labels.tolist())]
     assert len(held_out) == 8 + 5
-    assert data.mean == (0.0,)
-    assert data.std == (1.0,), "a constant channel must not divide by zero"
+    assert data.inputs[0].mean == (0.0,)
+    assert data.inputs[0].std == (1.0,), "a constant channel must not divide by zero"
 
 
 def test_constant_channel_normalises_to_zero():
@@ -164,8 +166,8 @@ def test_floats_in_zero_to_one_are_images(tmp_path):
 
 def test_grey_images_without_a_channel_axis(tmp_path):
     data = load_data(config(small_set(tmp_path, shape=(6, 9))), seed=0)
-    assert data.input_shape == (1, 6, 9)
-    assert len(data.mean) == 1
+    assert data.inputs[0].shape == (1, 6, 9)
+    assert len(data.inputs[0].mean) == 1
 
 
 @pytest.mark.parametrize("settings", [{}, {"layout": "any"}])
@@ -173,7 +175,7 @@ def test_other_tensors_are_passed_through(tmp_path, settings):
     values = np.random.default_rng(0).normal(0, 50, (40, 11))
     root = small_set(tmp_path, train_images=values, test_images=values[:20].astype(">f4"))
     data = load_data(config(root, validation=FROM_TEST, **settings), seed=0)
-    assert (data.mean, data.std, data.input_shape) == ((), (), (11,))
+    assert data.inputs == (Input("input", (11,)),)
     inputs, _ = whole(data.train)
     assert torch.equal(inputs, torch.from_numpy(values.astype(np.float32)))
 
@@ -188,6 +190,8 @@ def test_other_tensors_are_passed_through(tmp_path, settings):
         ((5, 6, 9), "float32", "any"),
         ((5, 6), "float64", "any"),
         ((5, 6, 9, 3, 2), "float32", "any"),
+        ((5, 12), "int64", "any"),
+        ((5, 6, 9, 3), "int32", "any"),
     ],
 )
 def test_auto_layout(shape, dtype, layout):
@@ -200,7 +204,8 @@ def test_auto_layout(shape, dtype, layout):
         ((5, 3, 9, 3), "uint8", "both the second and the last axis could be the channels.*say which"),
         ((5, 7, 9, 5), "float32", "neither the second nor the last axis.*say which"),
         ((5, 7), "uint8", "holds no images; say which"),
-        ((5, 6, 9, 3), "int64", "images must be uint8, or floats"),
+        ((5, 6, 9, 3), "int16", "images must be uint8, or floats .*say which"),
+        ((5, 6, 9, 3), "bool", "images must be uint8, or floats"),
         ((5, 6), "complex64", "holds complex64"),
     ],
 )
@@ -308,8 +313,8 @@ def test_batches_are_deterministic_and_leave_the_global_generator_alone(tmp_path
 def test_augmentation_does_not_depend_on_the_batch_size(tmp_path):
     settings = config(small_set(tmp_path), augment=Augment(crop=2, flip=True), validation=FROM_TEST)
     train = load_data(settings, seed=0).train
-    one = torch.cat([b.inputs for b in train.batches(40, seed=5)])
-    many = torch.cat([b.inputs for b in train.batches(3, seed=5)])
+    one = torch.cat([b.inputs[0] for b in train.batches(40, seed=5)])
+    many = torch.cat([b.inputs[0] for b in train.batches(3, seed=5)])
     assert torch.equal(one, many)
 
 
@@ -397,14 +402,14 @@ def test_cifar10_as_published():
         pytest.skip(f"no CIFAR-10 in {root}")
     settings = config(root, validation=Validation.model_validate({"from": "test", "size": 2000}))
     data = load_data(settings, seed=0)
-    assert data.input_shape == (3, 32, 32)
+    assert data.inputs[0].shape == (3, 32, 32)
     assert (len(data.train), len(data.validation), len(data.test)) == (50_000, 2_000, 8_000)
-    assert data.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=1e-4)
-    assert data.std == pytest.approx((0.2470, 0.2435, 0.2616), abs=1e-4)
+    assert data.inputs[0].mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=1e-4)
+    assert data.inputs[0].std == pytest.approx((0.2470, 0.2435, 0.2616), abs=1e-4)
     assert torch.bincount(data.validation.labels).tolist() == [200] * 10
     assert torch.bincount(data.test.labels).tolist() == [800] * 10
     published = np.load(root / "test_images.npy", mmap_mode="r")
-    held = torch.cat([b.inputs for split in (data.validation, data.test) for b in split.batches(1000)])
-    mean, std = torch.tensor(data.mean).view(3, 1, 1), torch.tensor(data.std).view(3, 1, 1)
+    held = torch.cat([b.inputs[0] for split in (data.validation, data.test) for b in split.batches(1000)])
+    mean, std = torch.tensor(data.inputs[0].mean).view(3, 1, 1), torch.tensor(data.inputs[0].std).view(3, 1, 1)
     back = (held * std + mean).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     assert {image.tobytes() for image in back} == {image.tobytes() for image in published}

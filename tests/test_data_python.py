@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from compress.config.data import PythonConfig, Validation
+from compress.data.base import Input
 from compress.data.load import load_data
 from compress.errors import DataError
 
@@ -34,7 +35,7 @@ def config(tmp_path, body, name="load", **settings):
 
 
 def whole(split):
-    return torch.cat([batch.inputs for batch in split.batches(7)])
+    return torch.cat([batch.inputs[0] for batch in split.batches(7)])
 
 
 def test_pairs_of_arrays_with_kwargs_and_classes(tmp_path):
@@ -44,7 +45,7 @@ def test_pairs_of_arrays_with_kwargs_and_classes(tmp_path):
     """
     data = load_data(config(tmp_path, body, kwargs={"n": 30}, validation=FROM_TEST), seed=0)
     assert data.classes == ("cat", "dog")
-    assert data.input_shape == (3, 5, 7)
+    assert data.inputs[0].shape == (3, 5, 7)
     assert (len(data.train), len(data.validation), len(data.test)) == (30, 4, 6)
 
 
@@ -55,7 +56,7 @@ def test_tensors_lists_and_bfloat16(tmp_path):
         return {"train": (x.bfloat16(), [i % 2 for i in range(20)])}
     """
     data = load_data(config(tmp_path, body), seed=0)
-    assert data.input_shape == (3, 5, 7)
+    assert data.inputs[0].shape == (3, 5, 7)
 
 
 def test_map_style_dataset(tmp_path):
@@ -69,7 +70,9 @@ def test_map_style_dataset(tmp_path):
     settings = config(tmp_path, body, validation=Validation.model_validate({"from": "given"}), test_size=0.5)
     data = load_data(settings, seed=0)
     assert (len(data.train), len(data.validation), len(data.test)) == (10, 20, 10)
-    back = whole(data.validation) * torch.tensor(data.std).view(3, 1, 1) + torch.tensor(data.mean).view(3, 1, 1)
+    back = whole(data.validation) * torch.tensor(data.inputs[0].std).view(3, 1, 1) + torch.tensor(
+        data.inputs[0].mean
+    ).view(3, 1, 1)
     torch.testing.assert_close(back[:, 0, 0, 0], torch.arange(20) / 20)
 
 
@@ -79,7 +82,7 @@ def test_layout_any_passes_spectrograms_through(tmp_path):
         return {"train": (rng.normal(0, 9, (20, 1, 5, 7)), labels(20)), "layout": "any"}
     """
     data = load_data(config(tmp_path, body), seed=0)
-    assert (data.mean, data.std, data.input_shape) == ((), (), (1, 5, 7))
+    assert data.inputs == (Input("input", (1, 5, 7)),)
 
 
 def test_mapped_arrays_are_not_copied(tmp_path):
@@ -89,7 +92,7 @@ def test_mapped_arrays_are_not_copied(tmp_path):
         return {{"train": (np.load({str(tmp_path / "x.npy")!r}, mmap_mode="r"), labels(20))}}
     """
     data = load_data(config(tmp_path, body), seed=0)
-    assert isinstance(data.train._rows.base, np.memmap)
+    assert isinstance(data.train._rows[0].stored.base, np.memmap)
 
 
 def test_module_on_the_path(tmp_path, monkeypatch):

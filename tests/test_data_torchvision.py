@@ -57,17 +57,17 @@ def config(root, name, **settings):
 def test_set_with_train_argument(tmp_path):
     data = load_data(config(mnist(tmp_path), "MNIST", channels=1, validation=FROM_TEST), seed=0)
     assert (len(data.train), len(data.validation), len(data.test)) == (40, 10, 30)
-    assert data.input_shape == (1, 28, 28)
+    assert data.inputs[0].shape == (1, 28, 28)
     assert data.classes[3] == "3 - three"
     stored = np.random.default_rng(40).integers(0, 256, (40, 28, 28), dtype=np.uint8)
     batch = next(data.train.batches(40))
-    back = (batch.inputs * data.std[0] + data.mean[0]).mul(255).round().to(torch.uint8)
+    back = (batch.inputs[0] * data.inputs[0].std[0] + data.inputs[0].mean[0]).mul(255).round().to(torch.uint8)
     assert np.array_equal(back[:, 0].numpy(), stored)
 
 
 def test_grey_set_as_three_channels_resized(tmp_path):
     data = load_data(config(mnist(tmp_path, "KMNIST"), "KMNIST", image_size=16, validation=FROM_TEST), seed=0)
-    assert data.input_shape == (3, 16, 16)
+    assert data.inputs[0].shape == (3, 16, 16)
 
 
 def test_set_with_split_argument_and_images_of_many_sizes(tmp_path):
@@ -75,14 +75,14 @@ def test_set_with_split_argument_and_images_of_many_sizes(tmp_path):
         load_data(config(gtsrb(tmp_path), "GTSRB"), seed=0)
     data = load_data(config(tmp_path, "GTSRB", image_size=8), seed=0)
     assert (len(data.train), len(data.validation), len(data.test)) == (14, 2, 4)
-    assert data.input_shape == (3, 8, 8)
+    assert data.inputs[0].shape == (3, 8, 8)
 
 
 def test_set_without_a_test_split(tmp_path):
     data = load_data(config(eurosat(tmp_path), "EuroSAT", test_size=0.5), seed=0)
     assert data.classes == ("Forest", "River")
     assert (len(data.train), len(data.validation), len(data.test)) == (8, 2, 10)
-    assert data.input_shape == (3, 6, 9)
+    assert data.inputs[0].shape == (3, 6, 9)
 
 
 def test_too_large_sets_are_refused_before_they_are_decoded(tmp_path, monkeypatch):

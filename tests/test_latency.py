@@ -148,7 +148,7 @@ def test_more_threads_than_cores_warn(tmp_path, monkeypatch):
         (lambda path: path.write_bytes(b"no model"), "latency of 'bad': .*bad.onnx"),
         (lambda path: None, "latency of 'bad': .*bad.onnx"),
         (lambda path: write_conv(path, height="height"), "'bad': input 'x0' may leave only its first dimension open"),
-        (write_double, "'bad': input 'x0' must be float32, .*double"),
+        (write_double, "'bad': input 'x0' must be float32 or int64, .*double"),
     ],
     ids=["broken", "missing", "open height", "double"],
 )

@@ -14,8 +14,11 @@ from networks import CLASSES, Residual, network, randomise
 from onnx import helper, numpy_helper
 from torch import nn
 
+from compress.config.data import ONLY_INPUT
+from compress.data.base import Input
 from compress.errors import ExportError
-from compress.onnx_io.convert import BATCH, INPUT, OUTPUT, PRODUCER, add_metadata, cleaned, serialized, to_onnx
+from compress.models.answers import LOGITS
+from compress.onnx_io.convert import BATCH, PRODUCER, add_metadata, cleaned, serialized, to_onnx
 from compress.onnx_io.quantize import (
     TARGETS,
     activation_scales,
@@ -60,6 +63,10 @@ class Split(Depthwise):
         return self.head(x.mean((-1, -2))) + x.mean((1, 2))[:, :CLASSES]
 
 
+def images(shape=SHAPE):
+    return (Input(ONLY_INPUT, tuple(shape)),)
+
+
 def samples(n, shape=SHAPE, seed=0):
     return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed))
 
@@ -72,7 +79,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def graph(model):
-    return to_onnx(model, SHAPE)
+    return to_onnx(model, images())
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +89,7 @@ def inputs():
 
 @pytest.fixture(scope="module")
 def ranges(graph, inputs):
-    return collect_ranges(graph, [inputs])
+    return collect_ranges(graph, [(inputs,)])
 
 
 def operators(proto):
@@ -93,7 +100,7 @@ def agree(module, proto, shape, batch):
     example = samples(batch, shape, seed=batch)
     with torch.no_grad():
         expected = module(example).numpy()
-    found = infer(open_session(serialized(proto), threads=1), example.numpy())
+    found = infer(open_session(serialized(proto), threads=1), (example.numpy(),))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
@@ -108,7 +115,7 @@ def test_the_graph_does_what_the_model_does_at_any_batch(model, graph, batch):
 @pytest.mark.parametrize("name", ["cifar_resnet20", "residual"])
 def test_networks_convert_and_agree(name):
     module, example = network(name)
-    proto = to_onnx(module, example.shape[1:])
+    proto = to_onnx(module, images(example.shape[1:]))
     onnx.checker.check_model(proto, full_check=True)
     for batch in (1, 3):
         agree(module, proto, tuple(example.shape[1:]), batch)
@@ -118,7 +125,7 @@ def test_networks_convert_and_agree(name):
 
 def test_input_output_and_batch_are_named(graph):
     (given,), (answer,) = graph.graph.input, graph.graph.output
-    assert (given.name, answer.name) == (INPUT, OUTPUT)
+    assert (given.name, answer.name) == (ONLY_INPUT, LOGITS)
     dims = [[d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim] for value in (given, answer)]
     assert dims == [[BATCH, *SHAPE], [BATCH, CLASSES]]
 
@@ -131,7 +138,7 @@ def test_pooling_is_one_operator_that_int8_kernels_know(graph):
 def test_means_of_every_spelling_agree_and_only_the_spatial_ones_become_pools():
     with torch.random.fork_rng(devices=[]):
         module = randomise(Split())
-    proto = to_onnx(module, SHAPE)
+    proto = to_onnx(module, images())
     assert operators(proto).count("GlobalAveragePool") == 2
     assert operators(proto).count("ReduceMean") == 1
     for batch in (1, 3):
@@ -183,18 +190,18 @@ def test_comments_go_at_every_depth_and_what_branches_read_stays():
     assert b"secret" not in serialized(clean)
     assert b"somebody" not in serialized(clean)
     assert {tensor.name for tensor in clean.graph.initializer} == {"yes", "factor"}
-    assert infer(open_session(serialized(clean), 1), np.full(1, 3, np.float32)) == 3
+    assert infer(open_session(serialized(clean), 1), (np.full(1, 3, np.float32),)) == 3
     assert b"secret" in serialized(proto)  # the input is as it was
 
 
 def test_equal_models_give_equal_bytes(model, graph):
-    assert serialized(to_onnx(model, SHAPE)) == serialized(graph)
+    assert serialized(to_onnx(model, images())) == serialized(graph)
 
 
 def test_layout_and_precision_of_the_model_do_not_show(model, graph):
     other = copy.deepcopy(model).to(memory_format=torch.channels_last).double().train()
     state = {name: tensor.clone() for name, tensor in other.state_dict().items()}
-    assert serialized(to_onnx(other, SHAPE)) == serialized(graph)
+    assert serialized(to_onnx(other, images())) == serialized(graph)
     assert other.training
     assert other.stem.weight.is_contiguous(memory_format=torch.channels_last)
     assert all(torch.equal(tensor, state[name]) for name, tensor in other.state_dict().items())
@@ -219,7 +226,7 @@ class Broken(Residual):
 @pytest.mark.parametrize("kind", [Undecided, Broken])
 def test_a_model_that_cannot_be_exported_gives_one_clear_line(kind, capfd):
     with pytest.raises(ExportError, match=r"^torch cannot export the model to ONNX: \S") as caught:
-        to_onnx(kind().eval(), SHAPE)
+        to_onnx(kind().eval(), images())
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().out == ""
 
@@ -238,23 +245,23 @@ def test_what_onnx_runtime_does_not_take_gives_one_clear_line(graph):
 
 def test_ranges_do_not_depend_on_the_chunks(graph, inputs, ranges):
     for size in (1, 7, 24):
-        chunks = (inputs[start : start + size] for start in range(0, len(inputs), size))
+        chunks = ((inputs[start : start + size],) for start in range(0, len(inputs), size))
         found = collect_ranges(graph, chunks)
         assert list(found) == list(ranges)
         np.testing.assert_allclose(list(found.values()), list(ranges.values()), rtol=1e-5, atol=1e-6)
 
 
 def test_ranges_are_the_smallest_and_largest_values(model, inputs, ranges):
-    assert ranges[INPUT] == (inputs.min(), inputs.max())
+    assert ranges[ONLY_INPUT] == (inputs.min(), inputs.max())
     with torch.no_grad():
         logits = model(torch.from_numpy(inputs))
-    np.testing.assert_allclose(ranges[OUTPUT], (logits.min(), logits.max()), rtol=1e-4)
+    np.testing.assert_allclose(ranges[LOGITS], (logits.min(), logits.max()), rtol=1e-4)
 
 
 def test_an_outlier_in_any_chunk_is_seen(graph, inputs):
     chunks = [inputs[:4], inputs[4:8].copy(), inputs[8:12].copy()]
     chunks[1][2, 1, 3, 5], chunks[2][0, 0, 0, 0] = 77.0, -55.0
-    assert collect_ranges(graph, chunks)[INPUT] == (-55.0, 77.0)
+    assert collect_ranges(graph, [(chunk,) for chunk in chunks])[ONLY_INPUT] == (-55.0, 77.0)
 
 
 # Quantization
@@ -284,7 +291,7 @@ def test_the_int8_graph_is_valid_and_close_to_the_model(model, graph, ranges, in
     proto = quantize(graph, ranges, TARGETS[name], [])
     onnx.checker.check_model(proto, full_check=True)
     for batch in (1, 24):
-        found = infer(open_session(serialized(proto), threads=1), inputs[:batch])
+        found = infer(open_session(serialized(proto), threads=1), (inputs[:batch],))
         with torch.no_grad():
             expected = model(torch.from_numpy(inputs[:batch])).numpy()
         assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
@@ -297,7 +304,7 @@ def test_it_depends_on_nothing_but_graph_ranges_and_target(graph, ranges, name):
     backwards = dict(reversed(list(reread.items())))
     again = onnx.ModelProto.FromString(serialized(graph))
     assert serialized(quantize(again, backwards, TARGETS[name], [])) == first
-    wider = {**reread, INPUT: (reread[INPUT][0] * 2, reread[INPUT][1])}
+    wider = {**reread, ONLY_INPUT: (reread[ONLY_INPUT][0] * 2, reread[ONLY_INPUT][1])}
     assert serialized(quantize(graph, wider, TARGETS[name], [])) != first
 
 
@@ -312,14 +319,14 @@ def test_activations_have_the_type_the_target_wants(graph, ranges, name, expecte
     proto = quantize(graph, ranges, TARGETS[name], [])
     assert zero_types(proto) == {expected} == {TARGETS[name].activations}
     scales = activation_scales(proto)
-    assert INPUT in scales
-    low, high = ranges[INPUT]
+    assert ONLY_INPUT in scales
+    low, high = ranges[ONLY_INPUT]
     if expected == "int8":
         assert {scale["zero_point"] for scale in scales.values()} == {0}
-        assert scales[INPUT]["scale"] == pytest.approx(max(-low, high) / 127, rel=0.01)
+        assert scales[ONLY_INPUT]["scale"] == pytest.approx(max(-low, high) / 127, rel=0.01)
     else:
-        assert scales[INPUT]["scale"] == pytest.approx((high - low) / 255, rel=0.01)
-        assert scales[INPUT]["zero_point"] == round(-low / scales[INPUT]["scale"])
+        assert scales[ONLY_INPUT]["scale"] == pytest.approx((high - low) / 255, rel=0.01)
+        assert scales[ONLY_INPUT]["zero_point"] == round(-low / scales[ONLY_INPUT]["scale"])
 
 
 def test_weights_are_symmetric_per_channel_and_near_the_float_ones(graph, ranges):
@@ -381,8 +388,8 @@ def test_auto_is_one_of_the_targets(monkeypatch):
 
 
 def test_nothing_is_printed_or_logged(model, inputs, capfd, caplog):
-    proto = to_onnx(model, SHAPE)
-    quantize(proto, collect_ranges(proto, [inputs[:4]]), TARGETS["x86-vnni"], [])
+    proto = to_onnx(model, images())
+    quantize(proto, collect_ranges(proto, [(inputs[:4],)]), TARGETS["x86-vnni"], [])
     captured = capfd.readouterr()
     assert captured.out == ""
     assert captured.err == ""

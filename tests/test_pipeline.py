@@ -71,7 +71,7 @@ def answers_of(path, inputs):
 
 def raw(tiny, results, runs, split):
     """Inputs as a user of the artifact prepares them, straight from the arrays; and labels."""
-    wanted = json.loads((folder_of(results, runs, "export") / "metadata.json").read_bytes())["input"]
+    wanted = json.loads((folder_of(results, runs, "export") / "metadata.json").read_bytes())["inputs"][0]
     pixels = np.load(tiny.root / "data" / f"{split}_images.npy").astype(np.float32) / 255
     mean, std = (np.asarray(wanted[key], np.float32) for key in ("mean", "std"))
     inputs = ((pixels - mean) / std).transpose(0, 3, 1, 2)
@@ -385,7 +385,7 @@ def test_a_stopped_run_goes_on_where_it_was(tiny, tmp_path):
             {"kwargs": {"channels": 3}},
             None,
             StageError,
-            r"model: the forward pass fails on inputs of shape \(1, 12, 8\): .*3 channels",
+            r"pipeline.yaml:\d+: model: takes inputs of 3 channels, but the data has 1",
         ),
         ({"weights": "data/train_labels.npy"}, None, ModelError, r"model.weights: .*train_labels.npy: "),
         ({}, {"factory": "MODEL:mak"}, ModelError, r"has no callable 'mak'"),

@@ -58,7 +58,8 @@ def record(key, stage, form="float", parent=None, width=1):
         {
             "arch": ArchRecord(factory="net.py:make", kwargs={"width": width}),
             "form": form,
-            "inputs": InputRecord(shape=(1, 4, 4), mean=(0.5,), std=(0.5,), classes=("0", "1")),
+            "inputs": [InputRecord(name="input", shape=(1, 4, 4), mean=(0.5,), std=(0.5,))],
+            "classes": ["0", "1"],
             "history": (HistoryEntry(stage=stage, parent=parent, settings={}, seconds=1.0),),
             "key": key,
             "files": {},
@@ -312,7 +313,7 @@ def test_a_damaged_checkpoint_counts_as_missing_and_is_replaced_in_place(cache, 
         path.write_bytes(damage)
         assert cache.find(prune, key) is None
         assert cache.folder_for(prune, key) == folder
-        assert cache.why_missing(prune, key) == "it has not run yet"
+        assert cache.why_missing(prune, key) == f"the checkpoint {folder.name} is damaged"
 
 
 def test_why_missing_names_what_changed_against_the_most_similar(cache, prune):
@@ -400,7 +401,7 @@ def test_missing_files_are_listed_all_at_once(project, tmp_path):
     with pytest.raises(ConfigError) as caught:
         make_plan(pipeline, tmp_path / "runs")
     root = tmp_path / "project"
-    assert [str(problem) for problem in caught.value.problems] == [
+    assert [str(problem).removeprefix(f"{root}/p.yaml:1: ") for problem in caught.value.problems] == [
         f"data.root: no such folder or .npz file: {root}/date; did you mean 'data'?",
         f"model.weights: no such file: {root}/w.pht/x.pth",
         f"stages.0.distill.student.weights: no such file: {root}/gone/v.pth",

@@ -73,7 +73,7 @@ def content(checkpoint):
 
 
 def examples(data, n=7):
-    return next(iter(data.validation.batches(n))).inputs
+    return next(iter(data.validation.batches(n))).inputs[0]
 
 
 def answers(model, inputs):
@@ -87,7 +87,7 @@ def infer(model, inputs):
 
 
 def macs_of(model):
-    return macs(model, torch.zeros(1, 1, 12, 8))
+    return macs(model, (torch.zeros(1, 1, 12, 8),))
 
 
 def same(first, second):
@@ -413,7 +413,7 @@ def test_the_int8_graph_follows_from_weights_and_record(target, made, workshop):
     record = json.loads(result.file("quantization.json").read_bytes())
     assert record["target"] == target
     assert record["activations"] == TARGETS[target].activations
-    graph = to_onnx(workshop.build(result), workshop.dataset.input_shape)
+    graph = to_onnx(workshop.build(result), workshop.dataset.inputs)
     ranges = {name: (low, high) for name, (low, high) in record["ranges"].items()}
     again = serialized(quantize(graph, ranges, TARGETS[record["target"]], record["keep_float"]))
     assert again == result.file("model.onnx").read_bytes()
@@ -444,7 +444,11 @@ def test_reduced_range_uses_seven_bits(made, workshop):
 
 
 def test_a_layer_kept_in_float_keeps_its_weights(made, workshop):
-    names = [node.name for node in to_onnx(workshop.build(made()), (1, 12, 8)).graph.node if node.op_type == "Conv"]
+    names = [
+        node.name
+        for node in to_onnx(workshop.build(made()), workshop.dataset.inputs).graph.node
+        if node.op_type == "Conv"
+    ]
     result = workshop.run(made(), "quantize", calibration={"samples": 32}, keep_float=[names[0]])
     assert json.loads(result.file("quantization.json").read_bytes())["keep_float"] == [names[0]]
     arrays = [numpy_helper.to_array(tensor) for tensor in onnx.load(result.file("model.onnx")).graph.initializer]
@@ -548,9 +552,11 @@ def test_what_a_user_needs_to_know_is_in_every_file(exported, workshop):
     assert len(found) == len(files_of(exported))
     for metadata in found:
         assert metadata["classes"] == ["north", "east", "south", "west"]
-        assert metadata["input"]["shape"] == ["batch", 1, 12, 8]
-        assert metadata["input"]["mean"] == list(data.mean)
-        assert metadata["input"]["std"] == list(data.std)
+        (given,), (answer,) = metadata["inputs"], metadata["outputs"]
+        assert (given["name"], given["shape"], given["dtype"]) == ("input", ["batch", 1, 12, 8], "float32")
+        assert (given["mean"], given["std"]) == (list(data.inputs[0].mean), list(data.inputs[0].std))
+        assert given["scaled_to"] == [0.0, 1.0]
+        assert answer == {"name": "logits", "shape": ["batch", 4], "dtype": "float32"}
         assert [entry["stage"] for entry in metadata["lineage"]] == [entry.stage for entry in exported.history]
         assert metadata["lineage"][-1]["made_from"] == parent
         assert metadata["accuracy"]["validation"] == {"percent": 90.0}
@@ -607,19 +613,19 @@ def scaled(graph, factor):
 
 @pytest.mark.parametrize("factor", [1.01, math.nan])
 def test_a_float_file_that_computes_something_else_is_not_handed_over(factor, made, workshop, monkeypatch):
-    monkeypatch.setattr("compress.stages.export.to_onnx", lambda *args: scaled(to_onnx(*args), factor))
+    monkeypatch.setattr("compress.stages.export.float_graph", lambda _, *args: scaled(to_onnx(*args), factor))
     with pytest.raises(ExportError, match=r"model.fp32.onnx differs from the checkpoint by .* more than export.tol"):
         workshop.run(made(), "export")
     assert not workshop.folder.exists()
 
 
 def test_an_invalid_graph_is_not_handed_over(made, workshop, monkeypatch):
-    def broken(*args):
+    def broken(_, *args):
         graph = to_onnx(*args)
         graph.graph.node[0].op_type = "Convolute"
         return graph
 
-    monkeypatch.setattr("compress.stages.export.to_onnx", broken)
+    monkeypatch.setattr("compress.stages.export.float_graph", broken)
     with pytest.raises(ExportError, match=r"export: model.fp32.onnx is no valid ONNX: "):
         workshop.run(made(), "export")
     assert not workshop.folder.exists()

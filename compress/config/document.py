@@ -18,6 +18,7 @@ from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.scalarbool import ScalarBoolean
 
 from compress.errors import ConfigError, Problem, listed, nearest
+from compress.names import near_path
 
 MAX_FILE_BYTES = 1 << 20
 _MAX_VALUES = 100_000
@@ -64,6 +65,10 @@ class Document:
     def where(self, location: Location) -> str:
         """`file:line`, or `--set`."""
         return "--set" if self.is_overridden(location) else f"{self.path}:{self.line(location)}"
+
+    def places(self) -> dict[str, str]:
+        """`where` of everything that stands in the document, by dotted key."""
+        return {dotted(location): self.where(location) for location in self._lines if location}
 
     def override(self, setting: str) -> None:
         """Lay one `key.path=value` over the document; whatever is wrong with it is added to the problems."""
@@ -164,8 +169,12 @@ def _read_yaml(path: Path) -> CommentedMap:
             raise ConfigError([Problem(str(path), "", f"is larger than {MAX_FILE_BYTES:,} bytes; not a pipeline file")])
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        near = nearest(path.name, (p.name for p in path.parent.glob("*.y*ml"))) if path.parent.is_dir() else ""
+        near = near_path(path, (".yaml", ".yml")) or near_path(path, (path.suffix or ".yaml",))
         raise ConfigError([Problem(str(path), "", f"no such file{near}")]) from None
+    except IsADirectoryError:
+        files = sorted(file.name for file in path.iterdir() if file.suffix in (".yaml", ".yml"))
+        inside = f"in it are {listed(files)}" if files else "there is no YAML file in it"
+        raise ConfigError([Problem(str(path), "", f"is a folder, not a pipeline file; {inside}")]) from None
     except UnicodeDecodeError:
         raise ConfigError([Problem(str(path), "", "is not UTF-8 text")]) from None
     except OSError as error:

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from compress.config.base import Config
 from compress.config.document import Document, Location, dotted
-from compress.config.pipeline import Pipeline
+from compress.config.pipeline import NAME_RULE, Origin, Pipeline, usable_name
 from compress.config.stages import STAGE_CONFIGS, ModelConfig
 from compress.errors import ConfigError, Problem, listed, nearest
 from compress.names import is_weights_file
@@ -61,6 +61,7 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
     if problems:
         raise ConfigError(sorted(problems, key=_line_of))
     located: Pipeline = _with_absolute_paths(pipeline, path.resolve().parent, document, ())
+    located._origin = Origin(document.places())
     return located
 
 
@@ -91,22 +92,23 @@ def _order_problems(document: Document) -> Iterable[Problem]:
     entries = document.data.get("stages")
     if not isinstance(entries, list):
         return
-    form, maker = "float", ""
+    form, maker, made_at = "float", "", 0
     for index, entry in enumerate(entries):
         name = next(iter(entry), None) if isinstance(entry, dict) else None
         config = STAGE_CONFIGS.get(str(name))
         if config is None:
             continue
         if form in config.takes:
-            form, maker = config.gives, f"'{name}' (stages.{index})"
+            form, maker, made_at = config.gives, str(name), index
             continue
         at: Location = ("stages", index)
-        advice = "leave out one of the two" if maker.startswith(f"'{name}'") else f"put '{name}' before it"
+        before: Location = ("stages", made_at)
+        advice = "leave out one of the two" if maker == name else f"put '{name}' before it"
         yield Problem(
             document.where(at),
             dotted(at),
-            f"'{name}' cannot come after {maker}: it takes a {' or '.join(config.takes)} model "
-            f"and gets an {form} one; {advice}",
+            f"'{name}' cannot come after '{maker}' ({dotted(before)}, line {document.line(before)}): it takes a "
+            f"{' or '.join(config.takes)} model and gets an {form} one; {advice}",
         )
 
 
@@ -208,6 +210,11 @@ def _message(details: ErrorDetails, keys: Location) -> str:
     if kind == "string_too_short":
         return f"must have at least {context['min_length']} character{'s' if context['min_length'] > 1 else ''}{got}"
     if kind == "string_pattern_mismatch":
+        if keys == ("name",):
+            usable = usable_name(str(given))
+            return f"must be {NAME_RULE}{got}" + (f"; '{usable}' would do" if usable else "")
+        if keys[-1] == "callable":
+            return f"must be like 'package.module:function' or 'path/to/file.py:function'{got}"
         return f"must match the pattern {context['pattern']}{got}"
     text = details["msg"].replace("Input should be", "must be")
     return text[0].lower() + text[1:] + got

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from compress.config.base import Config
 from compress.config.data import AnyDataConfig
@@ -43,13 +46,26 @@ class BudgetConfig(Config):
     )
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where settings come from. Any two are equal: a pipeline is its settings, wherever they were written."""
+
+    places: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """By dotted key: `file:line`, or `--set`."""
+
+
+NAME_RULE = "up to 64 letters (A to z), digits, '_', '-' and '.', the first a letter or digit"
+
+
+def usable_name(name: str) -> str:
+    """What a name that breaks `NAME_RULE` could be instead; empty where nothing of it can stay."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-_.")[:64]
+
+
 class Pipeline(Config):
     """A pipeline file: data, source model, stages in order, and what the result may cost."""
 
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
-        description="Names the run folder: letters, digits, '_', '-', '.'.",
-    )
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description=f"Names the run folder: {NAME_RULE}.")
     seed: int = Field(
         default=0, ge=0, le=2**31 - 1, description="Seeds splits, initialisation, order and augmentation."
     )
@@ -64,3 +80,14 @@ class Pipeline(Config):
     stages: tuple[StageEntry, ...] = Field(default=(), description="Stages in the order they run.")
     budget: BudgetConfig | None = None
     bench: BenchConfig = BenchConfig()
+
+    _origin: Origin = PrivateAttr(default=Origin())
+
+    def where(self, key: str) -> str:
+        """`file:line` or `--set` of a setting such as `stages.0.prune.target`, or of the deepest part that was written.
+
+        Empty where the pipeline does not come from a file.
+        """
+        while key and key not in self._origin.places:
+            key = key.rpartition(".")[0]
+        return self._origin.places.get(key, "")

@@ -193,9 +193,11 @@ class ExportConfig(StageConfig):
     tolerance: float = Field(
         default=1e-4, gt=0.0, description="Largest difference of the fp32 file's outputs, relative to their magnitude."
     )
-    agreement: Fraction = Field(
+    agreement: float = Field(
         default=0.95,
-        description="Least fraction of validation samples on which the int8 file answers as its float weights.",
+        ge=0.0,
+        le=1.0,
+        description="Least fraction of validation samples on which the int8 file answers as its float weights; 0 checks none.",
     )
 
 

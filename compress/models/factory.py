@@ -17,9 +17,9 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 
-from compress.errors import CheckpointError, ModelError, nearest
+from compress.errors import CheckpointError, ModelError, listed, nearest
 from compress.models import cifar
-from compress.names import BUILT_IN, is_code
+from compress.names import BUILT_IN, is_code, near_path
 
 # Arguments of built-in factories that fetch or read files; a checkpoint from a stranger must not set them.
 _READS_FILES = (
@@ -144,7 +144,8 @@ def resolve(factory: str) -> Callable[..., nn.Module]:
 
 def _named(name: str, table: Mapping[str, Callable[..., nn.Module]], factory: str) -> Callable[..., nn.Module]:
     if name not in table:
-        raise ModelError(f"model.factory: there is no '{factory}'{nearest(name, table)}")
+        near = nearest(name, table) or f"; there are {listed(table)}"
+        raise ModelError(f"model.factory: there is no '{factory}'{near}")
     return table[name]
 
 
@@ -164,16 +165,22 @@ def _user_callable(place: str, name: str, factory: str) -> Callable[..., nn.Modu
     found = getattr(module, name, None)
     if not callable(found):
         public = [n for n in dir(module) if not n.startswith("_") and callable(getattr(module, n))]
-        raise ModelError(f"model.factory: {place} has no callable '{name}'{nearest(name, public)}")
+        near = nearest(name, public) or (f"; it has {listed(public)}" if public else "")
+        raise ModelError(f"model.factory: {place} has no callable '{name}'{near}")
     return found  # type: ignore[no-any-return]  # whether it returns a module is checked when it does
 
 
 def _module_by_name(place: str, factory: str) -> Any:
     try:
         return importlib.import_module(place)
-    except ImportError as error:
-        hint = nearest(place, BUILT_IN)
-        raise ModelError(f"model.factory: '{factory}': {error}{hint}") from error
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{place}.".startswith(f"{error.name}."):  # one that the user's module wants
+            raise ModelError(f"model.factory: '{factory}': {place} needs a module that is not here: {error}") from error
+        near = nearest(place, (*BUILT_IN, *(path.stem for path in Path.cwd().glob("*.py"))))
+        remedy = near or "; a file is named path/to/file.py:callable"
+        raise ModelError(f"model.factory: '{factory}': {error}{remedy}") from error
+    except Exception as error:  # the user's module may raise anything
+        raise ModelError(f"model.factory: {place}: {type(error).__name__}: {error}") from error
 
 
 def _module_from_file(path: Path, factory: str) -> Any:
@@ -181,8 +188,7 @@ def _module_from_file(path: Path, factory: str) -> Any:
     name = f"compress_model_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
-        near = nearest(path.name, (p.name for p in path.parent.glob("*.py"))) if path.parent.is_dir() else ""
-        raise ModelError(f"model.factory: '{factory}': no such file{near}")
+        raise ModelError(f"model.factory: '{factory}': no such file{near_path(path, ('.py',))}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickling look there
     try:

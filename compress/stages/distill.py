@@ -16,7 +16,9 @@ def run(parent: Checkpoint, config: DistillConfig, context: Context) -> Draft:
     """Train the student; keeps the epoch that is best on validation. The student replaces the teacher."""
     teacher = parent.build(context.trusted)
     arch = Arch(config.student.factory, config.student.kwargs)
-    student = make_model(arch, config.student.weights, derive_seed(context.seed, "student"))
+    student = make_model(
+        arch, config.student.weights, derive_seed(context.seed, "student"), at="distill.student", note=context.note
+    )
     if parameters(student) >= parameters(teacher):
         context.warn(
             f"the student has {parameters(student):,} parameters, its teacher {parameters(teacher):,}: nothing gets smaller"

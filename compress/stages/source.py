@@ -15,4 +15,6 @@ def make(config: ModelConfig, seed: int) -> Draft:
         ModelError: where the factory does not exist or the weights do not fit.
     """
     arch = Arch(config.factory, config.kwargs)
-    return Draft(arch, (), make_model(arch, config.weights, seed))
+    notes: list[str] = []
+    model = make_model(arch, config.weights, seed, note=notes.append)
+    return Draft(arch, (), model, notes=tuple(notes))
