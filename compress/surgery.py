@@ -147,12 +147,16 @@ def _module(model: nn.Module, path: str) -> nn.Module:
 def _keep(model: nn.Module, edit: Keep) -> None:
     # Tied tensors stay tied. The old ones are kept alive, lest a new one gets the identity of one that is gone.
     replaced: dict[int, tuple[Tensor, Tensor]] = {}
+    done: set[tuple[int, str, int]] = set()
     for name, axis in edit.axes:
         path, _, leaf = name.rpartition(".")
         module = _module(model, path)
         old = module._parameters.get(leaf, module._buffers.get(leaf))
         if old is None:
             raise CheckpointError(f"the edits name the tensor '{name}', which the architecture does not have")
+        if (id(module), leaf, axis) in done:  # a module of two names was cut under the first
+            continue
+        done.add((id(module), leaf, axis))
         if axis >= old.dim() or old.shape[axis] != edit.size or max(edit.kept) >= edit.size:
             raise CheckpointError(
                 f"the edits keep {len(edit.kept)} of {edit.size} indices of axis {axis} of '{name}', "

@@ -56,7 +56,7 @@ class ChannelGroup:
 
     @property
     def is_read(self) -> bool:
-        """Whether any layer reads the channels; otherwise they are the outputs of the model."""
+        """Whether weights are known that read the channels."""
         return any(item.reads for item in self.coupled)
 
 
@@ -125,7 +125,8 @@ class ChannelGraph:
                     coupled.append(Coupled(self._parameters[module], _last_long_axis(module), slices, roots))
                 continue
             name = self._names.get(module)
-            if name is None or not any(True for _ in module.parameters(recurse=False)):
+            known = isinstance(module, (*_ROOTS, nn.MultiheadAttention))
+            if name is None or not (known or any(True for _ in module.parameters(recurse=False))):
                 continue
             layers.append(name)
             outputs = self._graph.is_out_channel_pruning_fn(found.dep.handler)

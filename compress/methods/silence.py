@@ -3,7 +3,8 @@
 A dependency graph that is wrong (a channel shuffle, heads of attention cut across, a shortcut that pads) can still give
 shapes that fit, and then a model that computes something else. So a cut is compared with a copy of the whole model in
 which the weights that read the channels are zero. Both copies get random weights: in trained ones a wrong wire may hide
-behind weights that are near zero, in fresh ones behind layers that begin at zero.
+behind weights that are near zero, in fresh ones behind layers that begin at zero. Both compute in float64 where the model
+can: then a wrong wire shows however little its channels matter beside others.
 
 Norms over channels compute other statistics without the removed ones, which is no mistake; `NormStatistics` keeps those
 of the silenced model for the cut one.
@@ -11,6 +12,7 @@ of the silenced model for the cut one.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,8 +24,12 @@ from torch.utils._pytree import tree_leaves
 
 from compress.methods.groups import ChannelGroup
 
-_CLOSE = 1e-2
-_ROUNDING = 1e-4
+_CLOSE = {torch.float64: 1e-6, torch.float32: 1e-3}
+"""Largest error, as a fraction of what silencing the channels changes."""
+_ROUNDING = {torch.float64: 1e-11, torch.float32: 1e-6}
+"""Largest error, as a fraction of the outputs."""
+OUTPUTS_CHANGE = "the outputs become"
+CANNOT_TELL = "a trial with random weights cannot tell:"
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -74,6 +80,52 @@ def silence(model: nn.Module, groups: Iterable[ChannelGroup], removed: Mapping[s
     return model
 
 
+def in_double(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """Model and inputs in float64, or as they are where the model cannot compute in it.
+
+    Args:
+        model: in float32; a float64 one is a copy.
+        example: a batch of each input; integers stay what they are.
+    """
+    precise = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in example)
+    doubled = copy.deepcopy(model).double()
+    try:
+        with torch.no_grad():
+            doubled(*precise)
+    except Exception:  # noqa: BLE001  # a forward that makes float32 tensors of its own may raise anything
+        return model, example
+    return doubled, precise
+
+
+def unseen(model: nn.Module, groups: Iterable[ChannelGroup], example: tuple[Tensor, ...]) -> list[str]:
+    """Names of the groups that make no difference to the outputs for this example, so that nothing proves their wires.
+
+    Those whose reading weights all have the gradient zero: behind a ReLU that is never on, or inputs of zeros.
+    """
+    probe = copy.deepcopy(model).requires_grad_(True)
+    # Any fixed weights of the outputs do; a plain sum would be constant behind a softmax.
+    generator = torch.Generator().manual_seed(0)
+    with torch.enable_grad():
+        outputs = [leaf for leaf in tree_leaves(probe(*example)) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        total = sum((o * torch.randn(o.shape, generator=generator).to(o.dtype)).sum() for o in outputs)
+    if not isinstance(total, Tensor):
+        return [group.name for group in groups]
+    total.backward()  # type: ignore[no-untyped-call]
+
+    def shows(group: ChannelGroup) -> bool:
+        for item in group.coupled:
+            gradient = probe.get_parameter(item.tensor).grad
+            if (
+                item.reads
+                and gradient is not None
+                and bool(gradient.index_select(item.axis, torch.tensor(item.slices)).any())
+            ):
+                return True
+        return False
+
+    return [group.name for group in groups if not shows(group)]
+
+
 def what_differs(silenced: nn.Module, cut: nn.Module, whole: nn.Module, example: tuple[Tensor, ...]) -> str | None:
     """Whether a cut model computes what the silenced one does; None where it does, else what differs.
 
@@ -96,20 +148,23 @@ def what_differs(silenced: nn.Module, cut: nn.Module, whole: nn.Module, example:
     shapes = [tuple(tensor.shape) for tensor in expected], [tuple(tensor.shape) for tensor in found]
     if shapes[0] != shapes[1]:
         one, other = (", ".join(map(str, each)) for each in shapes)
-        return f"the outputs become {other} instead of {one}"
+        return f"{OUTPUTS_CHANGE} {other} instead of {one}"
     for want, have, before in zip(expected, found, full, strict=True):
+        if not (want.isfinite().all() and before.isfinite().all()):
+            return f"{CANNOT_TELL} the outputs are not finite"
         error, effect = _largest(have - want), _largest(before - want)
-        if not error <= max(_CLOSE * effect, _ROUNDING * _largest(want)):  # also where it is NaN
+        exact = want.dtype if want.dtype in _CLOSE else torch.float64
+        if not error <= max(_CLOSE[exact] * effect, _ROUNDING[exact] * _largest(want)):  # also where it is NaN
             return "without them it computes something else than with them silenced"
     return None
 
 
 def _tensors(answer: Any) -> list[Tensor]:
-    return [leaf.double() for leaf in tree_leaves(answer) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in tree_leaves(answer) if isinstance(leaf, Tensor)]
 
 
 def _largest(tensor: Tensor) -> float:
-    return float(tensor.abs().max()) if tensor.numel() else 0.0
+    return float(tensor.double().abs().max()) if tensor.numel() else 0.0
 
 
 class NormStatistics:

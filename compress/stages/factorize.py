@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from compress import surgery
 from compress.checkpoint import Checkpoint, Draft
@@ -98,6 +99,8 @@ def _factorable(
             left_alone[name] = f"protected by '{pattern}'"
         elif surgery.is_factor_of(name, parent.edits):
             left_alone[name] = "a factor already"
+        elif is_parametrized(model.get_submodule(name)):
+            left_alone[name] = "it computes its weight (weight_norm?): remove the parametrization first"
         elif surgery.factor_pair(model.get_submodule(name), 1) is None:
             left_alone[name] = "a layer of this kind has no such form"
         elif other := surgery.tied_to(model, f"{name}.weight"):

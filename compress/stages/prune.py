@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from compress import surgery
 from compress.checkpoint import Checkpoint, Draft
@@ -18,7 +21,15 @@ from compress.errors import StageError
 from compress.methods import attention
 from compress.methods.groups import ChannelGraph, ChannelGroup, copy_on_cpu, l1_scores
 from compress.methods.importance import lowest
-from compress.methods.silence import randomise, silence, what_differs
+from compress.methods.silence import (
+    CANNOT_TELL,
+    OUTPUTS_CHANGE,
+    in_double,
+    randomise,
+    silence,
+    unseen,
+    what_differs,
+)
 from compress.methods.trial import find_broken
 from compress.models.cost import output_positions
 from compress.stages.base import (
@@ -36,6 +47,9 @@ from compress.stages.base import (
 _SEARCH_STEPS = 24
 _TRIED_RATIO = 0.5
 """Fraction of its channels that a group loses in its trial: much, so that a wrong wire shows."""
+_TRIED_SAMPLES = 4
+_MOST_SIZES = 16
+"""Ways tried to set the sizes that a model remembers."""
 _OUTPUTS = "they are outputs of the model"
 Removed = Mapping[str, Sequence[int]]
 
@@ -50,10 +64,12 @@ def run(parent: Checkpoint, config: PruneConfig, context: Context) -> Draft:
     example = context.example()
     warn_of_idle_patterns("prune.protect", config.protect, [name for name, _ in model.named_modules()], context)
     pruner = _Pruner(model, example, config, context)
-    removed = pruner.search()
+    removed, edits = pruner.choose()
     if not any(removed.values()):
         context.warn(f"nothing was pruned: {pruner.why_nothing()}")
-    edits = pruner.edits(removed)
+    for edit in edits:
+        if isinstance(edit, Attribute) and not _is_layer(model.get_submodule(edit.module)):
+            context.note(f"the model's '{'.'.join(filter(None, (edit.module, edit.name)))}' becomes {edit.value}")
     before = cost_of(model, example)
     _cut(model, edits)
     check_forward(model, example, len(context.data.classes), "prune: the pruned model")
@@ -71,6 +87,12 @@ def _cut(model: nn.Module, edits: Sequence[Edit]) -> nn.Module:
     return model
 
 
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a module is one of torch's own layers, or made of one, whose sizes torch-pruning keeps."""
+    kinds = (base.__module__ for base in type(module).__mro__)
+    return any(kind.startswith("torch.nn.modules.") and not kind.endswith((".module", ".container")) for kind in kinds)
+
+
 class _BrokenError(Exception):
     """Channels that cannot be removed; its text says why."""
 
@@ -80,7 +102,9 @@ class _Pruner:
 
     def __init__(self, model: nn.Module, example: Inputs, config: PruneConfig, context: Context) -> None:
         self.model, self.example, self.config, self.context = copy_on_cpu(model), example, config, context
-        self.random = randomise(copy_on_cpu(model))
+        samples = np.linspace(0, len(context.data.train) - 1, _TRIED_SAMPLES).round().astype(int).tolist()
+        several = next(iter(context.data.train.take(samples).batches(_TRIED_SAMPLES))).inputs
+        self.random, self.tried = in_double(randomise(copy_on_cpu(model)), several)
         self.before = cost_of(self.model, example)
         self.positions = output_positions(self.model, example)
         self.left_alone: dict[str, str] = {}
@@ -96,16 +120,26 @@ class _Pruner:
         reasons = described(self.left_alone) or "there is no convolution or linear layer"
         return f"no group of channels can be pruned: {reasons}"
 
-    def edits(self, removed: Removed) -> tuple[Edit, ...]:
-        """What removing these channels means for every tensor.
+    def choose(self) -> tuple[Removed, tuple[Edit, ...]]:
+        """Channels to remove so that the target is met, and what that means for every tensor.
 
         Raises:
-            StageError: where they cannot go together, though each of their groups passed its trial.
+            StageError: where the target cannot be reached.
         """
-        try:
-            return self._edits({name: gone for name, gone in removed.items() if gone})
-        except _BrokenError as error:
-            raise StageError(f"prune: the chosen channels cannot be removed together: {error}") from error
+        while True:
+            removed = self.search()
+            try:
+                return removed, self._edits(removed)
+            except _BrokenError:
+                # Each group passed its trial, but not with as many channels as the target takes.
+                self._leave_alone(self._broken_of(removed))
+                self.groups = [group for group in self.groups if group.name not in self.left_alone]
+
+    def _broken_of(self, removed: Removed) -> list[tuple[ChannelGroup, str]]:
+        def why_not(groups: Sequence[ChannelGroup]) -> str | None:
+            return self._why_not({group.name: removed[group.name] for group in groups})
+
+        return find_broken([group for group in self.groups if removed[group.name]], why_not)
 
     def search(self) -> Removed:
         """Channels to remove from each group so that the target is met."""
@@ -174,31 +208,49 @@ class _Pruner:
         for group in found:
             if pattern := self._protecting(group):
                 self.left_alone[group.name] = f"protected by '{pattern}'"
-            elif not group.is_read:
-                self.left_alone[group.name] = _OUTPUTS
+            elif layer := self._parametrized(group):
+                reason = f"'{layer}' computes its weight (weight_norm?): remove the parametrization first"
+                self._leave_alone([(group, reason)])
             elif group.channels <= self._multiple(group):
                 self.left_alone[group.name] = f"has {group.channels} channels, not more than the multiple"
             else:
                 candidates.append(group)
         return candidates
 
+    def _parametrized(self, group: ChannelGroup) -> str | None:
+        return next((name for name in group.layers if is_parametrized(self.model.get_submodule(name))), None)
+
     def _prunable(self, candidates: Sequence[ChannelGroup]) -> list[ChannelGroup]:
         """Groups that survive a trial; the others are remembered with the reason, and named aloud."""
+        read = [group for group in candidates if group.is_read]
+        for group in candidates:
+            if not group.is_read:
+                reason = self._why_not(self._removed([group], _TRIED_RATIO)) or ""
+                if reason.startswith(OUTPUTS_CHANGE):  # no surprise
+                    self.left_alone[group.name] = _OUTPUTS
+                else:
+                    self._leave_alone([(group, "what reads them is no layer that this tool knows to cut")])
+        dark = set(unseen(self.random, read, self.tried))
+        reason = f"{CANNOT_TELL} they make no difference to the outputs for {_TRIED_SAMPLES} training samples"
+        self._leave_alone([(group, reason) for group in read if group.name in dark])
+        seen = [group for group in read if group.name not in dark]
+        self._leave_alone(find_broken(seen, lambda groups: self._why_not(self._removed(groups, _TRIED_RATIO))))
+        return [group for group in seen if group.name not in self.left_alone]
 
-        def why_not(groups: Sequence[ChannelGroup]) -> str | None:
-            try:
-                self._edits(self._removed(groups, _TRIED_RATIO))
-            except _BrokenError as error:
-                return str(error)
-            return None
-
-        for group, reason in find_broken(candidates, why_not):
+    def _leave_alone(self, broken: Sequence[tuple[ChannelGroup, str]]) -> None:
+        for group, reason in broken:
             self.left_alone[group.name] = reason
             others = f" with {len(group.layers) - 1} layers behind it" if len(group.layers) > 1 else ""
             self.context.warn(
                 f"the channels of '{group.name}'{others} are left alone: pruning them breaks the model: {reason}"
             )
-        return [group for group in candidates if group.name not in self.left_alone]
+
+    def _why_not(self, removed: Removed) -> str | None:
+        try:
+            self._edits(removed)
+        except _BrokenError as error:
+            return str(error)
+        return None
 
     def _protecting(self, group: ChannelGroup) -> str | None:
         return next(
@@ -211,7 +263,8 @@ class _Pruner:
         Raises:
             _BrokenError: where it fails, or the result computes something else than the model with the channels silenced.
         """
-        if not any(removed.values()):
+        removed = {name: gone for name, gone in removed.items() if gone}
+        if not removed:
             return ()
         try:
             throwaway = copy_on_cpu(self.model)
@@ -227,34 +280,46 @@ class _Pruner:
     def _proven(self, edits: tuple[Edit, ...], removed: Removed) -> tuple[Edit, ...]:
         """The edits, with sizes corrected that the model keeps in attributes of its own, where it needs them."""
         silenced = silence(copy.deepcopy(self.random), [self._by_name[name] for name in removed], removed)
-        reasons: list[str] = []
-        for sizes in ((), self._remembered_sizes(removed)):
-            if reasons and not sizes:
-                break
-            try:
-                cut = _cut(copy.deepcopy(self.random), (*edits, *sizes))
-                reason = what_differs(silenced, cut, self.random, self.example)
-            except Exception as error:  # noqa: BLE001  # a user's forward may raise anything; each is the answer
-                reason = first_line(error)
-            if reason is None:
-                return (*edits, *sizes)
-            reasons.append(reason)
-        raise _BrokenError(reasons[0])
+        reason = self._difference(edits, silenced)
+        if reason is None:
+            return edits
+        for sizes in self._remembered_sizes(removed):
+            if self._difference((*edits, *sizes), silenced) is None:
+                needed = list(sizes)
+                for size in sizes:  # many are needed by nobody, and only equal the width by chance
+                    others = [other for other in needed if other is not size]
+                    if self._difference((*edits, *others), silenced) is None:
+                        needed = others
+                return (*edits, *needed)
+        raise _BrokenError(reason)
 
-    def _remembered_sizes(self, removed: Removed) -> tuple[Attribute, ...]:
-        """Attributes of modules that are no plain layers and equal the old width of a group that gets narrower.
+    def _difference(self, edits: Sequence[Edit], silenced: nn.Module) -> str | None:
+        try:
+            return what_differs(silenced, _cut(copy.deepcopy(self.random), edits), self.random, self.tried)
+        except Exception as error:  # noqa: BLE001  # a user's forward may raise anything; each is the answer
+            return first_line(error)
 
-        Such as `VisionTransformer.hidden_dim`, which torch-pruning does not know of. A width that becomes two
-        different ones is left out.
+    def _remembered_sizes(self, removed: Removed) -> Iterator[tuple[Attribute, ...]]:
+        """Ways to set attributes, of modules that are no plain layers, that equal the old width of a narrower group.
+
+        Such as `VisionTransformer.hidden_dim`, which torch-pruning does not know of. Where groups of one width get
+        different ones, each is tried.
         """
         widths: dict[int, set[int]] = {}
         for name, gone in removed.items():
             channels = self._by_name[name].channels
             widths.setdefault(channels, set()).add(channels - len(gone))
-        return tuple(
-            Attribute(module=path, name=key, value=min(widths[value]))
+        found = [
+            (path, key, value)
             for path, module in self.model.named_modules()
-            if not type(module).__module__.startswith("torch.nn.modules")
+            if not _is_layer(module)
             for key, value in vars(module).items()
-            if type(value) is int and not key.startswith("_") and len(widths.get(value, ())) == 1
-        )
+            if type(value) is int and not key.startswith("_") and value in widths
+        ]
+        if not found:
+            return
+        used = sorted({value for _, _, value in found})
+        ways = itertools.product(*(sorted(widths[value]) for value in used))
+        for way in itertools.islice(ways, _MOST_SIZES):
+            chosen = dict(zip(used, way, strict=True))
+            yield tuple(Attribute(module=path, name=key, value=chosen[value]) for path, key, value in found)
