@@ -257,9 +257,11 @@ def _all_persistent(model: nn.Module) -> Iterator[None]:
 
 
 def _check_finite(model: nn.Module) -> None:
-    # Buffers that are no part of the state dict, such as masks, may hold infinities.
+    # Buffers may hold infinities: masks do.
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        bad = ~torch.isfinite(tensor) if name in parameters else torch.isnan(tensor)
+        if tensor.is_floating_point() and bool(bad.any()):
             raise ModelError(f"the model's tensor '{name}' holds values that are not finite; training diverged?")
 
 

@@ -169,13 +169,13 @@ def results_table(results: Results) -> RenderableType:
 def _ratios(reference: Row, last: Row) -> str:
     if reference is last:
         return ""
-    parts = [f"{reference.size_bytes / last.size_bytes:.1f}× smaller"]
-    before = {(entry.batch_size, entry.threads): entry.median_ms for entry in reference.latency}
+    from compress.report import figures, text  # with what draws the report, which no other command needs
+
+    parts = [text.times(figures.smaller(last, reference), "smaller", "larger", "same size")]
     for entry in last.latency:
-        if (entry.batch_size, entry.threads) in before:
-            ratio = before[entry.batch_size, entry.threads] / entry.median_ms
-            threads = f"{entry.threads} thread{'s' if entry.threads > 1 else ''}"
-            parts.append(f"{ratio:.1f}× faster at batch {entry.batch_size} with {threads}")
+        speed = figures.speed(entry, reference)
+        if speed.ratio is not None:
+            parts.append(f"{speed} at batch {entry.batch_size} with {text.plural(entry.threads, 'thread')}")
     points = last.accuracy.test.percent - reference.accuracy.test.percent
     parts.append(f"{points:+.2f} points on test")
     return f"against '{reference.stage}': {', '.join(parts)}"

@@ -33,7 +33,7 @@ def is_weights_file(weights: str) -> bool:
     return weights.endswith(WEIGHTS_ENDINGS) or "/" in weights or os.sep in weights
 
 
-def near_path(path: Path, endings: tuple[str, ...] = ("",)) -> str:
+def near_path(path: Path, endings: tuple[str, ...] = ("",), *, folders: bool = False) -> str:
     """`"; did you mean 'x'?"` for a file or folder that is not there, or `""` where nothing is close.
 
     Each part that is missing is looked for by its nearest name, so that a slip in a folder's name is found as well. The
@@ -41,7 +41,8 @@ def near_path(path: Path, endings: tuple[str, ...] = ("",)) -> str:
 
     Args:
         path: what is not there.
-        endings: endings of the files to suggest.
+        endings: endings of the files to suggest; none for no file at all.
+        folders: whether to suggest folders, whatever their names end in.
     """
     there, parts = path, list[str]()
     while not os.path.isdir(there) and there != there.parent:  # noqa: PTH112  # Path's raises on names too long
@@ -51,8 +52,12 @@ def near_path(path: Path, endings: tuple[str, ...] = ("",)) -> str:
             names = sorted(os.listdir(there))  # noqa: PTH208
         except OSError:
             return ""
-        if position == len(parts) - 1:
-            names = [name for name in names if name.endswith(endings)]
+        is_last = position == len(parts) - 1
+        names = [
+            name
+            for name in names
+            if (folders or not is_last if os.path.isdir(there / name) else is_last and name.endswith(endings))  # noqa: PTH112
+        ]
         # By stem: a common ending makes any two short names look alike.
         stem = closest(Path(part).stem, [Path(name).stem for name in names])
         alike = sorted((Path(name).suffix != Path(part).suffix, name) for name in names if Path(name).stem == stem)

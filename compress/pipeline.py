@@ -47,7 +47,7 @@ from compress.results import (
     load_results,
 )
 from compress.stages import STAGES, source
-from compress.stages.base import Context, check_forward, check_training_forward
+from compress.stages.base import Context, check_deterministic, check_forward, check_training_forward
 
 RESULTS = "results.json"
 _OUT_OF_MEMORY = "out of memory in stage '{}': try a smaller batch_size of the stage, or a smaller bench.batch_size"
@@ -235,6 +235,7 @@ class _Run:
         inputs = self.data.example()
         classes = len(self.data.classes)
         check_forward(model, inputs, classes, "model")
+        check_deterministic(model, inputs, "model")
         if any(planned.name == "train" for planned in stages):
             check_training_forward(model, inputs, "model")
         for planned in stages:
@@ -243,6 +244,7 @@ class _Run:
                 what = f"stages.{planned.position - 1}.distill.student"
                 made = make_model(Arch(student.factory, student.kwargs), student.weights, planned.seed, at=what)
                 check_forward(made, inputs, classes, what)
+                check_deterministic(made, inputs, what)
                 check_training_forward(made, inputs, what)
         trains = any(planned.name == "train" for planned in stages)
         own_code = Arch(self.pipeline.model.factory).is_code()

@@ -39,11 +39,18 @@ class Short(Tiny):
         return super().forward(x)[:, :3]
 
 
+class Wavering(Tiny):
+    """Forgets that dropout is for training."""
+
+    def forward(self, x):
+        return torch.nn.functional.dropout(super().forward(x), 0.5)
+
+
 def fails(width):
     raise KeyError(width)
 
 
-short = Short
+short, wavering = Short, Wavering
 '''
 
 
@@ -212,6 +219,29 @@ def test_everything_that_is_missing_is_told_at_once_with_its_line(compress, comm
     ]
 
 
+@pytest.mark.parametrize(
+    ("there", "text", "near"),
+    [
+        ("resnet56_cifar10.yaml", FILE.replace("root: data", "root: cifar10"), ""),
+        ("cifar.npz", FILE.replace("root: data", "root: cifar10"), "; did you mean 'cifar.npz'?"),
+        ("cifar.npz", IMAGES.replace("root: images", "root: cifar10"), ""),
+        ("cifar/", IMAGES.replace("root: images", "root: cifar10"), "; did you mean 'cifar'?"),
+        ("best.yaml", model(weights="bset.pth"), ""),
+        ("best.pth/", model(weights="bset.pth"), ""),
+        ("best.safetensors", model(weights="bset.pth"), "; did you mean 'best.safetensors'?"),
+        ("model/", model("modle.py:make").replace("modle", "modell"), "; did you mean 'model.py'?"),
+    ],
+)
+def test_only_what_could_be_meant_is_suggested(refused, there, text, near):
+    if there.endswith("/"):
+        Path(there).mkdir()
+    else:
+        Path(there).touch()
+    line = refused(text)
+    assert "no such " in line
+    assert line.partition("; did you mean")[1:] == tuple(near.partition("; did you mean")[1:])
+
+
 def test_what_is_missing_of_the_command_line_is_told_as_such(refused):
     line = refused(FILE, "--set", "data.root=dta")
     assert line == "--set: data.root: no such folder or .npz file: dta; did you mean 'data'?"
@@ -270,6 +300,14 @@ def test_another_number_of_classes(refused, text, answers):
     assert line.endswith("set its kwargs to {num_classes: 4}, or what its factory calls it")
 
 
+def test_a_forward_that_is_random_in_evaluation(refused):
+    told = "answers differently each time it is called in evaluation mode: dropout without training=self.training?"
+    assert refused(model("model.py:wavering")) == f"p.yaml:9: model: {told}"
+    line = refused(changed(("- prune: {target: {macs: 0.7}, recovery: null}",
+                            "- distill: {student: {factory: 'model.py:wavering'}}")))  # fmt: skip
+    assert line == f"p.yaml:12: stages.1.distill.student: {told}"
+
+
 @pytest.mark.parametrize(
     ("factory", "kwargs", "remedy"),
     [
@@ -308,6 +346,16 @@ def test_a_students_channels_are_told_at_the_student(refused):
 
 
 # Weights that do not fit
+
+
+def test_weights_that_are_not_finite(refused):
+    space = {}
+    exec(MODEL, space)
+    state = space["Tiny"]().state_dict()
+    state["conv2.bias"][1] = float("nan")
+    torch.save(state, "nan.pth")
+    line = refused(model(weights="nan.pth"))
+    assert line == "p.yaml:9: model.weights: nan.pth: 'conv2.bias' holds values that are not finite"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Clean graphs that do what torch does, and int8 graphs that depend on nothing but their inputs."""
 
 import copy
+import inspect
 import json
 import logging
 import os
@@ -218,6 +219,13 @@ class Undecided(Residual):
         return super().forward(x if x.sum() > 0 else -x)
 
 
+class Counting(Residual):
+    def forward(self, x):
+        for _ in range(int(x.abs().max())):
+            x = x / 2
+        return super().forward(x)
+
+
 class Broken(Residual):
     def forward(self, x):
         raise ValueError("no forward today\nand more")
@@ -228,7 +236,23 @@ def test_a_model_that_cannot_be_exported_gives_one_clear_line(kind, capfd):
     with pytest.raises(ExportError, match=r"^torch cannot export the model to ONNX: \S") as caught:
         to_onnx(kind().eval(), images())
     assert "\n" not in str(caught.value)
-    assert capfd.readouterr().out == ""
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", [Undecided, Counting])
+def test_python_that_depends_on_values_is_told_with_its_line(kind, capfd):
+    lines, start = inspect.getsourcelines(kind)
+    number = start + 2
+    assert any(word in lines[2] for word in ("if x.sum()", "for _ in range"))
+    levels = [logging.getLogger(name).level for name in ("torch", "torch.onnx")]
+    with pytest.raises(ExportError) as caught:
+        to_onnx(kind().eval(), images())
+    assert str(caught.value) == (
+        "torch cannot export the model to ONNX: forward depends on the values of its inputs in Python, which cannot be "
+        f"exported (test_onnx_io.py:{number})"
+    )
+    assert capfd.readouterr() == ("", "")
+    assert [logging.getLogger(name).level for name in ("torch", "torch.onnx")] == levels
 
 
 def test_what_onnx_runtime_does_not_take_gives_one_clear_line(graph):

@@ -12,6 +12,7 @@ from importlib import resources
 
 import pytest
 
+from compress.console import make_console, results_table
 from compress.errors import CompressError
 from compress.report import text, write_report
 from compress.report.labels import Box, place
@@ -443,3 +444,28 @@ def test_importing_the_report_imports_no_framework():
     loaded = set(done.stdout.split())
     assert "compress.report.chart" in loaded
     assert not loaded & {"torch", "torchvision", "onnx", "onnxruntime", "accelerate", "matplotlib.pyplot"}
+
+
+# What the terminal says below its table
+
+
+@pytest.mark.parametrize(
+    ("last", "told"),
+    [
+        (
+            row("export", 395, 180_000, {1: 0.24, 2: 0.1}, "int8"),
+            ["19.2× smaller", "5.0× faster at batch 1 with 1 thread", "7.3× faster at batch 1 with 2 threads"],
+        ),
+        (
+            row("export", 395, 6_900_000, {1: 2.38, 2: 0.73}),
+            ["2.0× larger", "2.0× slower at batch 1 with 1 thread", "no clear difference at batch 1 with 2 threads"],
+        ),
+        (row("export", 395, 3_450_000, {4: 1.0}), ["same size"]),
+    ],
+)
+def test_the_terminal_says_slower_and_larger_where_it_is(capsys, last, told):
+    make_console().print(results_table(results((*ROWS[:2], last))))
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("against 'train': "))
+    *parts, points = line.removeprefix("against 'train': ").split(", ")
+    assert parts == told
+    assert points.endswith(" points on test")

@@ -239,7 +239,7 @@ def test_every_output_of_the_float_file_is_the_models(ran, project):
     with torch.no_grad():
         answer = model(*(torch.from_numpy(array) for array in inputs.values()))
     expected = (answer["logits"], answer["features"]) if isinstance(answer, dict) else tuple(answer)
-    found = infer_all(open_session(folder / "dist" / "model.fp32.onnx", 1), inputs)
+    found = infer_all(open_session(folder / "dist" / "model.fp32.onnx", 1), list(inputs.values()))
     assert list(found) == FACTORIES[factory][1]
     for array, tensor in zip(found.values(), expected, strict=True):
         np.testing.assert_allclose(array, tensor.numpy(), atol=1e-4 * float(tensor.abs().max()))
@@ -362,6 +362,43 @@ def test_names_that_the_exporter_also_uses_keep_their_meaning():
         np.testing.assert_allclose(array, expected[name].numpy(), atol=1e-5)
 
 
+class AnyNumber(torch.nn.Module):
+    """Takes as many inputs as there are."""
+
+    def __init__(self, widths):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(width, 3) for width in widths)
+
+    def forward(self, *inputs):
+        return sum(layer(x.float()) for layer, x in zip(self.layers, inputs, strict=True))
+
+
+class FirstAndMore(AnyNumber):
+    def forward(self, first, *more):
+        logits = super().forward(first, *more)
+        return logits, logits.relu()
+
+
+class OneAndMore(AnyNumber):
+    def forward(self, first, *more):
+        return super().forward(first, *more)
+
+
+@pytest.mark.parametrize("kind", [AnyNumber, OneAndMore, FirstAndMore])
+@pytest.mark.parametrize("count", [1, 2])
+def test_inputs_that_are_gathered_in_a_tuple_keep_their_names_and_their_batch(kind, count):
+    taken = AWKWARD[:count]
+    model = kind([each.shape[0] for each in taken]).eval()
+    proto = to_onnx(model, taken)
+    axes = {value.name: value.type.tensor_type.shape.dim[0].dim_param for value in proto.graph.input}
+    assert axes == {each.name: "batch" for each in taken}
+    inputs = (torch.randn(5, 4), torch.arange(10).view(5, 2))[:count]
+    with torch.no_grad():
+        answer = model(*inputs)
+    found = infer(open_session(serialized(proto), 1), [tensor.numpy() for tensor in inputs])
+    np.testing.assert_allclose(found, answer[0] if isinstance(answer, tuple) else answer, atol=1e-5)
+
+
 def test_an_output_called_like_an_input_is_refused():
     with pytest.raises(ExportError, match="an input and an output are both called 'again'; rename one"):
         to_onnx(Awkward(), (Input("again", (4,)), AWKWARD[1]))
@@ -375,9 +412,10 @@ def test_ranges_of_several_inputs_and_logits_by_name():
     values = np.concatenate([chunk[0] for chunk in chunks])
     assert ranges["linear"] == (values.min(), values.max())
     session = open_session(serialized(quantize(proto, ranges, TARGETS["x86-vnni"], [])), 1)
-    by_order, by_name = infer(session, chunks[0]), infer(session, {"ids": chunks[0][1], "linear": chunks[0][0]})
-    assert by_order.shape == (6, 3)
-    assert np.array_equal(by_order, by_name)
+    linear, ids = chunks[0]
+    (expected,) = session.run(["logits"], {"ids": ids, "linear": linear})
+    assert expected.shape == (6, 3)
+    assert np.array_equal(infer(session, (linear, ids)), expected)
 
 
 def test_latency_feeds_whole_numbers_with_zeros(tmp_path):

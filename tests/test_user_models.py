@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from conftest import Workshop, make_workshop, write_arrays
+from safetensors.torch import save_model
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -144,9 +145,8 @@ def go(nets, tmp_path, one_thread):
 
 def answers(model, workshop):
     batch = next(iter(workshop.dataset.validation.batches(16)))
-    inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
     with torch.no_grad():
-        return model(*inputs)
+        return model(*batch.inputs)
 
 
 # Tied weights
@@ -391,6 +391,122 @@ def test_the_trained_weights_are_taken_rather_than_their_average_and_said(nets, 
     model = make_model(Arch(f"{nets}:Plain"), str(tmp_path / "w.pth"), seed=0, note=notes.append)
     assert torch.equal(model.deep.weight, trained_state["deep.weight"])
     assert notes == ["w.pth: the weights under 'model' are taken, not the averaged ones under 'ema'"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        (["model", "state_dict"], "'state_dict' are taken, not those under 'model'"),
+        (["best_model", "model"], "'model' are taken, not those under 'best_model'"),
+        (["model", "ema", "a", "b"], "'model' are taken, not those under 'a', 'b', nor the averaged ones under 'ema'"),
+        (["model", "counts"], None),
+    ],
+)  # fmt: skip
+def test_of_several_sets_of_weights_the_one_that_is_taken_is_named(nets, trained_state, tmp_path, keys, told):
+    taken = "state_dict" if "state_dict" in keys else "model"
+    other = prefixed({name: torch.zeros_like(tensor) for name, tensor in trained_state.items()}, "module.")
+    content = {key: other for key in keys if key != "counts"} | {
+        "counts": {"seen": torch.ones(4)},
+        taken: trained_state,
+    }
+    torch.save(content, tmp_path / "w.pth")
+    notes = []
+    model = make_model(Arch(f"{nets}:Plain"), str(tmp_path / "w.pth"), seed=0, note=notes.append)
+    assert torch.equal(model.deep.weight, trained_state["deep.weight"])
+    assert notes == ([f"w.pth: the weights under {told}"] if told else [])
+
+
+def test_a_name_with_and_without_the_prefix_of_compilation_is_refused(nets, trained_state, tmp_path):
+    state = prefixed(trained_state, "_orig_mod.") | {"deep.weight": torch.zeros_like(trained_state["deep.weight"])}
+    torch.save(state, tmp_path / "w.pth")
+    message = r"model\.weights: w\.pth: holds 'deep\.weight' and, from torch\.compile, '_orig_mod\.deep\.weight', .*; keep one"
+    with pytest.raises(ModelError, match=message):
+        make_model(Arch(f"{nets}:Plain"), str(tmp_path / "w.pth"), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("others", "told"),
+    [
+        (["criterion.w"], "the weights under 'model.' are taken; left over: criterion.w"),
+        (["a.b.w", "c.w", "d.w", "e.w", "loss"], "the weights under 'model.' are taken; left over: a.b.w, c.w, d.w, … (2 more)"),
+    ],
+)  # fmt: skip
+def test_a_loss_beside_the_model_is_left_over_and_said(nets, trained_state, tmp_path, others, told):
+    state = {**{name: torch.ones(2) for name in others}, **prefixed(trained_state, "model._orig_mod.net.")}
+    torch.save({"state_dict": state, "pytorch-lightning_version": "2.4.0"}, tmp_path / "w.ckpt")
+    notes = []
+    model = make_model(Arch(f"{nets}:Plain"), str(tmp_path / "w.ckpt"), seed=0, note=notes.append)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in trained_state.items())
+    assert notes == [f"w.ckpt: {told}"]
+
+
+def test_of_two_networks_in_a_file_the_one_called_model_is_taken_and_no_other_guessed_at(nets, trained_state, tmp_path):
+    other = {name: torch.zeros_like(tensor) for name, tensor in trained_state.items()}
+    path, arch = tmp_path / "w.pth", Arch(f"{nets}:Plain")
+    torch.save(prefixed(other, "averaged.") | prefixed(trained_state, "model."), path)
+    notes = []
+    assert torch.equal(make_model(arch, str(path), 0, note=notes.append).deep.weight, trained_state["deep.weight"])
+    assert "left over: averaged.conv.weight, " in notes[0]
+    for content in (
+        prefixed(other, "teacher.") | prefixed(trained_state, "student."),
+        prefixed(trained_state | {"head.bias": torch.ones(5)}, "model.") | {"criterion.w": torch.ones(2)},
+        prefixed(trained_state | {"neck": torch.ones(5)}, "model.") | {"criterion.w": torch.ones(2)},
+        prefixed({name: trained_state[name] for name in list(trained_state)[1:]}, "model.") | {"w": torch.ones(2)},
+    ):
+        torch.save(content, path)
+        with pytest.raises(ModelError, match=r"w\.pth: does not fit the model"):
+            make_model(arch, str(path), seed=0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_told_of_their_file(nets, trained_state, tmp_path, bad):
+    state = copy.deepcopy(trained_state)
+    state["norm.running_var"][3] = bad
+    torch.save(state, tmp_path / "w.pth")
+    message = r"^model\.weights: w\.pth: 'norm\.running_var' holds values that are not finite$"
+    with pytest.raises(ModelError, match=message):
+        make_model(Arch(f"{nets}:Plain"), str(tmp_path / "w.pth"), seed=0)
+
+
+# Files of tied weights
+
+
+@pytest.fixture
+def tied_state(nets):
+    model = create(Arch(f"{nets}:Tied"), seed=7)
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("absent", ["one.weight", "two.weight", None])
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_a_file_may_hold_either_name_of_tied_weights_or_both(nets, tied_state, tmp_path, absent, prefix):
+    state = {name: tensor for name, tensor in tied_state.items() if name != absent}
+    beside = {"criterion.w": torch.ones(2)} if prefix else {}
+    torch.save(prefixed(state, prefix) | beside, tmp_path / "w.pth")
+    model = make_model(Arch(f"{nets}:Tied"), str(tmp_path / "w.pth"), seed=0)
+    assert_tied(model)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in tied_state.items())
+
+
+def test_tied_weights_from_safetensors_own_writer(nets, tied_state, tmp_path):
+    save_model(create(Arch(f"{nets}:Tied"), seed=7), str(tmp_path / "w.safetensors"))
+    model = make_model(Arch(f"{nets}:Tied"), str(tmp_path / "w.safetensors"), seed=0)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in tied_state.items())
+
+
+def test_different_values_for_tied_weights_are_refused(nets, tied_state, tmp_path):
+    tied_state["two.weight"][0, 0] += 1
+    torch.save(tied_state, tmp_path / "w.pth")
+    message = r"^model\.weights: w\.pth: has different values for 'one\.weight' and 'two\.weight', which are one tensor"
+    with pytest.raises(ModelError, match=message):
+        make_model(Arch(f"{nets}:Tied"), str(tmp_path / "w.pth"), seed=0)
+
+
+def test_neither_name_of_tied_weights_is_a_missing_tensor(nets, tied_state, tmp_path):
+    del tied_state["one.weight"], tied_state["two.weight"]
+    torch.save(tied_state, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=r"2 tensors are missing, first 'one\.weight' \(32, 32\), 'two\.weight'"):
+        make_model(Arch(f"{nets}:Tied"), str(tmp_path / "w.pth"), seed=0)
 
 
 def test_several_models_in_a_file_are_not_guessed_at(nets, trained_state, tmp_path):

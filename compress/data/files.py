@@ -10,19 +10,27 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 from compress.config.data import ArraysConfig, ImageFolderConfig, TorchvisionConfig
 from compress.errors import DataError, nearest
-from compress.names import near_path
+from compress.names import WEIGHTS_ENDINGS, near_path
 
 IMAGE_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SPLITS = ("train", "validation", "test")
 _ARCHIVES = (".gz", ".bz2", ".tar", ".tgz", ".xz", ".zip", ".part")
 
 
-def no_such(kind: str, path: Path) -> str:
-    """Message for a missing file or folder, naming the nearest that is there."""
-    return f"no such {kind}: {path}{near_path(path)}"
+def no_such(kind: Literal["file", "folder", "folder or .npz file"], path: Path) -> str:
+    """Message for a missing file or folder, naming the nearest of its kind that is there.
+
+    A file is one of code, which ends in .py, or one of weights.
+    """
+    if kind == "file":
+        near = near_path(path, (".py",) if path.suffix == ".py" else WEIGHTS_ENDINGS)
+    else:
+        near = near_path(path, (".npz",) if kind == "folder or .npz file" else (), folders=True)
+    return f"no such {kind}: {path}{near}"
 
 
 def array_name(template: str, split: str) -> str:

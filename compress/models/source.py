@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from compress.errors import ModelError
 from compress.models.factory import Arch, create
-from compress.models.weights import Note, fitting, ignore, load_state, published_weights, read_weights
+from compress.models.weights import (
+    Note,
+    check_finite,
+    fitting,
+    ignore,
+    load_state,
+    published_weights,
+    read_weights,
+    with_ties,
+)
 from compress.names import is_weights_file
 
 
@@ -22,20 +31,23 @@ def make_model(arch: Arch, weights: str | None, seed: int, *, at: str = "model",
         weights: a file, or the name of published weights; None for a seeded initialisation.
         seed: of the initialisation.
         at: the key of the pipeline file where the model is described, for messages.
-        note: told what became of the weights on their way: half precision made float32, averages left aside.
+        note: told what became of the weights on their way: half precision made float32, other sets left aside.
 
     Raises:
-        ModelError: where the factory does not exist or the weights do not fit.
+        ModelError: where the factory does not exist, or the weights do not fit or are not finite.
     """
     with _described_at(at):
         model = create(arch, seed=seed)
         if weights is None:
             return model.eval()
+        own, what = model.state_dict(), f"model.weights: {Path(weights).name}"
         if is_weights_file(weights):
-            state: Mapping[str, Tensor] = fitting(read_weights(Path(weights), note), model.state_dict())
+            state: Mapping[str, Tensor] = fitting(read_weights(Path(weights), note), own, what, note)
         else:
             state = published_weights(arch, weights)
-        load_state(model, state, f"model.weights: {Path(weights).name}")
+        state = with_ties(state, own, what)
+        load_state(model, state, what)
+        check_finite(model.state_dict(), what)
         _tell_precision(model.state_dict(), state, Path(weights).name, note)
         return model.eval()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from compress.errors import ModelError, listed, nearest
 from compress.models.factory import Arch
-from compress.names import near_path
+from compress.names import WEIGHTS_ENDINGS, near_path
 
 Note = Callable[[str], None]
 _SHOWN = 3
@@ -49,7 +49,7 @@ def read_weights(path: Path, note: Note = ignore) -> dict[str, Tensor]:
         ModelError: where the file is missing, damaged, or holds more than tensors and plain values.
     """
     if not path.is_file():
-        raise ModelError(f"model.weights: {path}: no such file{near_path(path)}")
+        raise ModelError(f"model.weights: {path}: no such file{near_path(path, WEIGHTS_ENDINGS)}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -96,8 +96,11 @@ def _unwrapped(content: Any, path: Path, note: Note) -> dict[str, Tensor]:
             break
         key = known[0] if known else others[0]
         averages = [name for name in known if name in _AVERAGES and name != key]
-        if averages:
-            note(f"{path.name}: the weights under '{key}' are taken, not the averaged ones under '{averages[0]}'")
+        whole = [name for name in others if name not in (key, *averages) and _same_names(inner[name], inner[key])]
+        aside = [f"those under {_quoted(whole)}"] * bool(whole)
+        aside += [f"the averaged ones under {_quoted(averages)}"] * bool(averages)
+        if aside:
+            note(f"{path.name}: the weights under '{key}' are taken, not {', nor '.join(aside)}")
         content = inner[key]
     if not isinstance(content, Mapping):
         raise ModelError(
@@ -112,32 +115,135 @@ def _unwrapped(content: Any, path: Path, note: Note) -> dict[str, Tensor]:
     return {str(name): tensor for name, tensor in content.items()}
 
 
-def fitting(state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+def _same_names(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two sets of tensors have the same names, but for prefixes that all names of a set have."""
+    first, second = (_bare({str(name): None for name in names})[-1].keys() for names in (one, other))
+    return first == second
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return listed(f"'{name}'" for name in names)
+
+
+def _bare(state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A state under names without what wrappers put into them, and so on without each prefix that all of them have."""
+    plain = {name.replace(_COMPILED, ""): tensor for name, tensor in state.items()}
+    found = [plain]
+    if len(plain) > 1 and "n_averaged" in plain:
+        plain = {name: tensor for name, tensor in plain.items() if name != "n_averaged"}
+        found.append(plain)
+    while len({name.partition(".")[0] for name in plain}) == 1 and all("." in name for name in plain):
+        plain = {name.partition(".")[2]: tensor for name, tensor in plain.items()}
+        found.append(plain)
+    return found
+
+
+def fitting(
+    state: Mapping[str, Tensor], model: Mapping[str, Tensor], what: str = "model.weights", note: Note = ignore
+) -> dict[str, Tensor]:
     """The state under the names that the model gives its tensors, as far as prefixes make the difference.
 
     `torch.compile` puts `_orig_mod.` into names, data-parallel training `module.` before them, averaging and training
-    frameworks other prefixes and a counter `n_averaged`. A prefix goes where all names have it and fit without it; where
-    nothing fits, the state stays nearly as it is, for the message.
+    frameworks other prefixes and a counter `n_averaged`. A prefix goes where all names have it and fit without it. Where
+    only some have it, as in a file that holds a loss beside the model, they are taken where they fit the model exactly.
+    Where nothing fits, the state stays nearly as it is, for the message.
 
     Args:
         state: tensors by name.
-        names: those of the model.
+        model: the model's own tensors by name.
+        what: where the state comes from, for messages.
+        note: told of tensors that are left over.
+
+    Raises:
+        ModelError: where names differ by `_orig_mod.` alone.
     """
-    wanted = {name for name in names if not name.endswith(_COUNTER)}
-    plain = {name.replace(_COMPILED, ""): tensor for name, tensor in state.items()}
+    wanted = {name for name in model if not name.endswith(_COUNTER)}
     if wanted <= state.keys():
         return dict(state)
-    candidates = [plain]
-    if len(plain) > 1 and "n_averaged" not in wanted:
-        plain = {name: tensor for name, tensor in plain.items() if name != "n_averaged"}
-        candidates.append(plain)
-    while True:
-        first = {name.partition(".")[0] for name in plain}
-        if len(first) != 1 or not all("." in name for name in plain):
-            break
-        plain = {name.partition(".")[2]: tensor for name, tensor in plain.items()}
-        candidates.append(plain)
+    for name in state:
+        if _COMPILED in name and (other := name.replace(_COMPILED, "")) in state:
+            raise ModelError(
+                f"{what}: holds '{other}' and, from torch.compile, '{name}', which mean the same tensor; keep one of them"
+            )
+    candidates = _bare(state)
+    if part := _part_that_fits(candidates[-1], model):
+        prefix, inner = part
+        rest = [name for name in candidates[-1] if not name.startswith(prefix)]
+        note(
+            f"{what.removeprefix('model.weights: ')}: the weights under '{prefix}' are taken; left over: {listed(rest, _SHOWN)}"
+        )
+        return inner
     return max(candidates, key=lambda candidate: len(wanted & candidate.keys()))
+
+
+def _part_that_fits(state: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]] | None:
+    """The prefix under which lies exactly what the model needs, and what that is; None where no or no single one does."""
+    found = []
+    prefixes = {f"{name.partition('.')[0]}." for name in state if "." in name}
+    for prefix in sorted(prefixes):
+        below = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        found += [(prefix, inner) for inner in _bare(below) if _fits_exactly(inner, model)][:1]
+    wrapped = [part for part in found if part[0][:-1] in _WRAPPERS]
+    return found[0] if len(found) == 1 else wrapped[0] if len(wrapped) == 1 else None
+
+
+def _fits_exactly(state: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> bool:
+    """Whether all names and shapes are the model's, counters and second names of tied tensors aside."""
+    has = state.keys() | {name for names in ties(model) if state.keys() & set(names) for name in names}
+    return (
+        state.keys() <= model.keys()
+        and all(name in has or name.endswith(_COUNTER) for name in model)
+        and all(tensor.shape == model[name].shape for name, tensor in state.items())
+    )
+
+
+def ties(tensors: Mapping[str, Tensor]) -> list[list[str]]:
+    """Groups of names that stand for one and the same tensor."""
+    groups: dict[object, list[str]] = {}
+    for name, tensor in tensors.items():
+        # A state dict holds its tensors detached: the place in memory is what tells them.
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else name
+        groups.setdefault(place, []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def with_ties(state: Mapping[str, Tensor], model: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+    """The state with a tensor for each name of those that the model ties; files often hold only one of them.
+
+    Args:
+        state: tensors by the model's names.
+        model: the model's own tensors by name, on a device that holds values.
+        what: where the state comes from, for the message.
+
+    Raises:
+        ModelError: where the state has different values for one tensor.
+    """
+    filled = dict(state)
+    for names in ties(model):
+        first, *others = [name for name in names if name in state] or names[:1]
+        for other in others:
+            if state[first].shape == state[other].shape and not _same_values(state[first], state[other]):
+                raise ModelError(
+                    f"{what}: has different values for '{first}' and '{other}', which are one tensor in the model"
+                )
+        if first in state:
+            filled |= {name: state[first] for name in names if name not in state}
+    return filled
+
+
+def _same_values(one: Tensor, other: Tensor) -> bool:
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+def check_finite(state: Mapping[str, Tensor], what: str) -> None:
+    """Refuse infinities and what is no number.
+
+    Raises:
+        ModelError: naming the first tensor that holds one.
+    """
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"{what}: '{name}' holds values that are not finite")
 
 
 def published_weights(arch: Arch, name: str) -> Mapping[str, Tensor]:

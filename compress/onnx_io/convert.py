@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import io
 import itertools
 import logging
+import sysconfig
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +33,7 @@ BATCH = "batch"
 OPSET = 20
 IR_VERSION = 10
 PRODUCER = "compress"
+_NOT_THE_USERS = (Path(torch.__file__).parent, Path(sysconfig.get_path("stdlib")), Path(__file__).parent)
 
 
 def to_onnx(model: nn.Module, inputs: Sequence[Input]) -> onnx.ModelProto:
@@ -51,13 +56,13 @@ def to_onnx(model: nn.Module, inputs: Sequence[Input]) -> onnx.ModelProto:
             outputs = list(outputs_of(answer))
             _check_names([each.name for each in inputs], outputs)
             is_plain = isinstance(answer, torch.Tensor)
-            batch = {0: torch.export.Dim(BATCH)}
+            exported = plain if is_plain else _InOrder(plain)
             program = torch.onnx.export(
-                plain if is_plain else _InOrder(plain),
+                exported,
                 example,
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=(batch,) * len(example) if is_plain else ((batch,) * len(example),),
+                dynamic_shapes=_dynamic_shapes(exported, example),
                 input_names=[_placeholder("input", i) for i in range(len(inputs))],
                 output_names=[_placeholder("output", i) for i in range(len(outputs))],
                 verbose=False,
@@ -65,16 +70,35 @@ def to_onnx(model: nn.Module, inputs: Sequence[Input]) -> onnx.ModelProto:
     except CompressError as error:
         raise ExportError(f"the model cannot be exported to ONNX: {error}") from error
     except Exception as error:  # the exporter raises many kinds; each means the same to the user
-        reason = str(error.__cause__ or error).strip().splitlines()
-        raise ExportError(
-            f"torch cannot export the model to ONNX: {reason[0] if reason else type(error).__name__}"
-        ) from error
+        raise ExportError(f"torch cannot export the model to ONNX: {_reason(error.__cause__ or error)}") from error
     assert program is not None
     proto = program.model_proto
     names = {_placeholder("input", i): each.name for i, each in enumerate(inputs)}
     names |= {_placeholder("output", i): name for i, name in enumerate(outputs)}
     _rename(proto.graph, names)
     return cleaned(proto)
+
+
+def _dynamic_shapes(model: nn.Module, example: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
+    """The first axis of each input is the batch; what `*inputs` takes is one argument, a tuple."""
+    batch = {0: torch.export.Dim(BATCH)}
+    signature = inspect.signature(model.forward)
+    gathered = {p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_POSITIONAL}
+    given = signature.bind(*example).arguments
+    return tuple((batch,) * len(value) if name in gathered else batch for name, value in given.items())
+
+
+def _reason(error: BaseException) -> str:
+    """Why the exporter refused, in one line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if "data-dependent" not in lines[0]:
+        return lines[0]
+    reason = "forward depends on the values of its inputs in Python, which cannot be exported"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if not any(file.is_relative_to(folder) for folder in _NOT_THE_USERS):
+            return f"{reason} ({file.name}:{frame.lineno})"
+    return reason
 
 
 class _InOrder(nn.Module):
@@ -219,13 +243,19 @@ def _spatial_means(proto: onnx.ModelProto) -> set[str]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter talks to stdout, to loggers and through warnings; none of it is for the user."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """The exporter talks to stdout and stderr, to loggers and through warnings; none of it is for the user."""
+    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in ("torch", "torch.onnx")}
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    nowhere = io.StringIO()
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        with (
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in loggers.items():
+            logger.setLevel(level)

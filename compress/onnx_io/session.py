@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from compress.errors import ExportError
 from compress.models.answers import LOGITS
 
 _ERRORS_ONLY = 3
-Feed = Mapping[str, NDArray[Any]] | Sequence[NDArray[Any]]
+Feed = Sequence[NDArray[Any]]
 
 
 def open_session(model: Path | bytes, threads: int) -> onnxruntime.InferenceSession:
@@ -34,11 +34,10 @@ def open_session(model: Path | bytes, threads: int) -> onnxruntime.InferenceSess
 
 
 def infer_all(session: onnxruntime.InferenceSession, inputs: Feed) -> dict[str, NDArray[Any]]:
-    """All outputs, by name, for a batch of inputs (n, ...) by name or in the order of the model."""
-    if not isinstance(inputs, Mapping):
-        inputs = dict(zip((given.name for given in session.get_inputs()), inputs, strict=True))
+    """All outputs, by name, for a batch of inputs (n, ...) in the order of the model."""
+    feed = dict(zip((given.name for given in session.get_inputs()), inputs, strict=True))
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+    return dict(zip(names, session.run(names, feed), strict=True))
 
 
 def infer(session: onnxruntime.InferenceSession, inputs: Feed) -> NDArray[np.float32]:

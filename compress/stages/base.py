@@ -22,6 +22,7 @@ from compress.models.cost import macs, parameters
 from compress.training import Workplace, evaluate, fit
 
 _SHOWN_REASONS = 5
+_ROUNDING = 1e-3
 Run = Callable[[Checkpoint, Any, "Context"], Draft]
 
 
@@ -125,6 +126,30 @@ def check_forward(model: nn.Module, example: Inputs, classes: int, what: str) ->
         raise StageError(
             f"{what}: answers {tuple(logits.shape)} for {samples} samples, but the data has {classes} classes{hint}"
         )
+
+
+def check_deterministic(model: nn.Module, example: Inputs, what: str) -> None:
+    """Run a model twice in evaluation mode and check that it answers the same.
+
+    Raises:
+        StageError: where it does not: no measurement of it would mean anything, nor would its exported file agree with it.
+    """
+    model.eval()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        first, second = (_outputs(model(*example), what) for _ in range(2))
+    for name, tensor in first.items():
+        if not _agree(tensor, second.get(name)):
+            raise StageError(
+                f"{what}: answers differently each time it is called in evaluation mode: "
+                "dropout without training=self.training?"
+            )
+
+
+def _agree(one: Tensor, other: Tensor | None) -> bool:
+    """Whether two answers are the same but for rounding: threads may add in another order."""
+    if other is None or one.shape != other.shape:
+        return False
+    return torch.allclose(one.double(), other.double(), _ROUNDING, _ROUNDING / 100, equal_nan=True)
 
 
 def check_training_forward(model: nn.Module, example: Inputs, what: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -16,32 +16,42 @@ from compress.manifest import MODEL_ONNX
 from compress.onnx_io.convert import serialized
 from compress.onnx_io.float_graph import float_graph
 from compress.onnx_io.quantize import (
+    Ranges,
     activation_scales,
+    beyond_int8,
     collect_ranges,
     matching_nodes,
+    nodes_at,
     quantize,
     resolved_target,
 )
-from compress.stages.base import Context, warn_of_idle_patterns
+from compress.stages.base import Context, described, warn_of_idle_patterns
 
 
 def run(parent: Checkpoint, config: QuantizeConfig, context: Context) -> Draft:
     """Convert to ONNX, collect ranges chunk by chunk, quantize.
 
     Raises:
-        StageError: where no operator of the model can be quantized.
+        StageError: where no operator of the model can be quantized; where what it answers is not finite.
         ExportError: where the model cannot be converted.
     """
     model = parent.build(context.trusted)
     target = resolved_target(config.target)
     graph = float_graph(parent, model, context.data.inputs)
-    keep_float = matching_nodes(graph, config.keep_float)
+    chosen = matching_nodes(graph, config.keep_float)
     warn_of_idle_patterns("quantize.keep_float", config.keep_float, [node.name for node in graph.graph.node], context)
-    ranges = collect_ranges(graph, _chunks(config, context))
+    measured = collect_ranges(graph, _chunks(config, context))
+    beyond = beyond_int8(graph, measured)
+    ranges = {name: pair for name, pair in measured.items() if name not in beyond}
+    forced = nodes_at(graph, beyond)
+    keep_float = [node.name for node in graph.graph.node if node.name in forced or node.name in chosen]
+    if unasked := {name: tensor for name, tensor in forced.items() if name not in chosen}:
+        context.note(_why_float(unasked, beyond))
     quantized = quantize(graph, ranges, target, keep_float)
     scales = activation_scales(quantized)
     if not scales:
-        raise StageError("quantize: ONNX Runtime can quantize no operator of this model")
+        why = f"; {_why_float(forced, beyond)}" if forced else ""
+        raise StageError(f"quantize: ONNX Runtime can quantize no operator of this model{why}")
     context.note(f"for {target.name}: {target.activations} activations, int8 weights; {len(scales)} tensors quantized")
     record: dict[str, JsonValue] = {
         "version": 1,
@@ -57,6 +67,12 @@ def run(parent: Checkpoint, config: QuantizeConfig, context: Context) -> Draft:
     return Draft(
         parent.arch, parent.edits, model, form="int8", quantization=record, files={MODEL_ONNX: serialized(quantized)}
     )
+
+
+def _why_float(nodes: Mapping[str, str], ranges: Ranges) -> str:
+    """Which nodes stay in float for the sake of which tensors."""
+    reasons = {node: "{} is {:.3g} to {:.3g}".format(tensor, *ranges[tensor]) for node, tensor in nodes.items()}
+    return f"{len(nodes)} nodes stay in float, int8 would lose what they compute: {described(reasons)}"
 
 
 def _chunks(config: QuantizeConfig, context: Context) -> Iterator[tuple[NDArray[Any], ...]]:
