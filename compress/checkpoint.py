@@ -257,10 +257,12 @@ def _all_persistent(model: nn.Module) -> Iterator[None]:
 
 
 def _check_finite(model: nn.Module) -> None:
-    # Buffers may hold infinities: masks do.
+    norms = {name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._NormBase)}
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, tensor in model.state_dict().items():
-        bad = ~torch.isfinite(tensor) if name in parameters else torch.isnan(tensor)
+        # Other buffers may hold infinities: masks do.
+        learned = name in parameters or name.rpartition(".")[0] in norms
+        bad = ~torch.isfinite(tensor) if learned else torch.isnan(tensor)
         if tensor.is_floating_point() and bool(bad.any()):
             raise ModelError(f"the model's tensor '{name}' holds values that are not finite; training diverged?")
 

@@ -1,25 +1,18 @@
-"""Run a pipeline: stages in order, each from the cache or anew, each measured; then latency, the report and `dist/`."""
+"""Run a pipeline: stages in order, each from the cache or anew, each measured."""
 
 from __future__ import annotations
 
 import contextlib
-import datetime
-import hashlib
-import json
-import platform
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from compress import checkpoint as checkpoints
-from compress import machine
-from compress.bench import latency
-from compress.bench.accuracy import unpack
 from compress.bench.measure import Bench, measure
 from compress.checkpoint import Checkpoint, Draft
 from compress.config import DistillConfig, ModelConfig, Pipeline
@@ -27,41 +20,20 @@ from compress.config.located import located
 from compress.data.load import load_data
 from compress.errors import CheckpointError, CompressError, TrainingError
 from compress.events import Progress, Silent
-from compress.files import new_folder, readable_json, write_file
-from compress.manifest import METADATA, WEIGHTS, HistoryEntry
-from compress.methods.statistics import paired_difference, two_proportions_differ
+from compress.manifest import HistoryEntry
+from compress.methods.statistics import two_proportions_differ
 from compress.models.factory import Arch
 from compress.models.source import make_model
+from compress.outcome import Done, Outcome
 from compress.plan import Cache, Keys, Planned, check_files, planned_stages, reference_position, selected
-from compress.provenance import code_digest, identity, versions
-from compress.report import write_report
-from compress.results import (
-    Artifact,
-    Budget,
-    Latency,
-    Machine,
-    Measurement,
-    PairedDifference,
-    Results,
-    Row,
-    load_results,
-)
+from compress.provenance import identity
+from compress.results import Measurement, Results
 from compress.stages import STAGES, source
 from compress.stages.base import Context, check_deterministic, check_forward, check_training_forward
 
-RESULTS = "results.json"
 _OUT_OF_MEMORY = "out of memory in stage '{}': try a smaller batch_size of the stage, or a smaller bench.batch_size"
 _SUSPICIOUS_GAP_POINTS = 2.0
 _SUSPICIOUS_P_VALUE = 0.001
-
-
-@dataclass(frozen=True)
-class _Done:
-    """A stage that is on disk and measured."""
-
-    planned: Planned
-    checkpoint: Checkpoint
-    measurement: Measurement
 
 
 def run(
@@ -124,7 +96,8 @@ class _Run:
                 self.progress,
             )
             done = self._stages(stages)
-        return self._finish(done)
+        outcome = Outcome(self.pipeline, self.data.classes, self.root, self.progress, self.command, self.warnings)
+        return outcome.write(done, reuse_latencies=not self.fresh)
 
     def _device(self) -> str:
         if self.keys.device == "cuda" and not torch.cuda.is_available():
@@ -135,8 +108,8 @@ class _Run:
         self.warnings.append(text)
         self.progress.warn(text)
 
-    def _stages(self, stages: Sequence[Planned]) -> list[_Done]:
-        done: list[_Done] = []
+    def _stages(self, stages: Sequence[Planned]) -> list[Done]:
+        done: list[Done] = []
         reference_at = reference_position(self.pipeline)
         for planned in stages:
             parent = done[-1] if done else None
@@ -147,9 +120,7 @@ class _Run:
                 self._check_reference(done[-1])
         return done
 
-    def _stage(
-        self, planned: Planned, parent: _Done | None, reference: _Done | None, stages: Sequence[Planned]
-    ) -> _Done:
+    def _stage(self, planned: Planned, parent: Done | None, reference: Done | None, stages: Sequence[Planned]) -> Done:
         total = len(stages)
         key = self.keys.stage(
             planned,
@@ -163,7 +134,7 @@ class _Run:
             checkpoint = self._load(found[0])
             if parent is None:
                 self._check_before_training(checkpoint.build(self.trusted), stages)
-            return _Done(planned, checkpoint, self._measured(checkpoint))
+            return Done(planned, checkpoint, self._measured(checkpoint))
         reason = "--fresh" if self.fresh else self.cache.why_missing(planned, key)
         self.progress.stage_started(planned.label, planned.position + 1, total, reason)
         scratch = self.cache.scratch_for(planned, key)
@@ -202,9 +173,9 @@ class _Run:
             scratch.parent.rmdir()
         measurement = self._measured(checkpoint)
         self.progress.stage_finished(planned.label, seconds, _summary(measurement))
-        return _Done(planned, checkpoint, measurement)
+        return Done(planned, checkpoint, measurement)
 
-    def _run_stage(self, planned: Planned, parent: _Done, reference: _Done, scratch: Path) -> Draft:
+    def _run_stage(self, planned: Planned, parent: Done, reference: Done, scratch: Path) -> Draft:
         context = Context(
             data=self.data.for_decisions(),
             reference=reference.checkpoint,
@@ -251,7 +222,7 @@ class _Run:
         if len(stages) > 1 and not (trains or own_code or self.pipeline.model.weights):
             self._warn("the source model has random weights: give model.weights, or begin with the stage 'train'")
 
-    def _check_reference(self, reference: _Done) -> None:
+    def _check_reference(self, reference: Done) -> None:
         """A model that saw the validation images in its training makes every budget meaningless."""
         validation = reference.measurement.accuracy.validation
         test = reference.measurement.accuracy.test
@@ -263,161 +234,12 @@ class _Run:
                 "from elsewhere, such as data.validation: {from: test, size: 2000}"
             )
 
-    def _finish(self, done: Sequence[_Done]) -> Results:
-        path = self.root / RESULTS
-        here = _machine()
-        known = self._known_latencies(path, done, here)
-        reference = done[min(len(done) - 1, reference_position(self.pipeline))]
-        artifact = self._publish(done[-1])
-        difference = _difference(reference.measurement, done[-1].measurement) if done[-1] is not reference else None
-        budget = None
-        whole = len(done) == len(self.pipeline.stages) + 1
-        if self.pipeline.budget is not None and difference is not None and whole:
-            allowed = self.pipeline.budget.accuracy_drop
-            budget = Budget(accuracy_drop=allowed, difference=difference, met=-difference.points <= allowed)
-        results = Results(
-            name=self.pipeline.name,
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            seed=self.pipeline.seed,
-            command=self.command,
-            settings=identity(self.pipeline),
-            machine=here,
-            reference=reference.planned.label,
-            classes=self.data.classes,
-            rows=tuple(_row(one, (known or {}).get(one.planned.label, ())) for one in done),
-            difference=difference,
-            budget=budget,
-            artifact=artifact,
-            warnings=tuple(self.warnings),
-        )
-        self._write(results)
-        if known is None and self.pipeline.bench.latency is not None:
-            # Everything else is safe on disk by now: a model too slow to time costs its latency only.
-            results = self._with_latencies(results, done)
-            self._write(results)
-        return results
-
-    def _write(self, results: Results) -> None:
-        write_file(self.root / RESULTS, readable_json(results.model_dump(mode="json")))
-        write_report(results, self.root)
-
-    def _known_latencies(
-        self, path: Path, done: Sequence[_Done], here: Machine
-    ) -> dict[str, tuple[Latency, ...]] | None:
-        """Latencies of the last run, where all rows, the settings and the machine are still the same."""
-        if self.fresh or not path.is_file():
-            return None
-        try:
-            known = load_results(path)
-        except CompressError:
-            return None
-        same_rows = [(row.stage, row.sha256) for row in known.rows] == [
-            (one.planned.label, one.measurement.sha256) for one in done
-        ]
-        same_settings = known.settings.get("bench") == identity(self.pipeline).get("bench")
-        measured = any(row.latency for row in known.rows) or self.pipeline.bench.latency is None
-        if not (same_rows and same_settings and measured and known.machine == here):
-            return None
-        return {row.stage: row.latency for row in known.rows}
-
-    def _with_latencies(self, results: Results, done: Sequence[_Done]) -> Results:
-        assert self.pipeline.bench.latency is not None
-        self.progress.note("latency of all rows, in alternating rounds, a process each")
-        variants = [
-            latency.Variant(one.planned.label, one.checkpoint.path / one.measurement.model, one.measurement.precision)
-            for one in done
-        ]
-        try:
-            found = latency.measure(variants, self.pipeline.bench.latency, self.progress)
-        except CompressError as error:
-            self._warn(f"no latency: {error}")
-            return results.model_copy(update={"warnings": tuple(self.warnings)})
-        rows = tuple(row.model_copy(update={"latency": found.get(row.stage, ())}) for row in results.rows)
-        return results.model_copy(update={"rows": rows, "warnings": tuple(self.warnings)})
-
-    def _publish(self, last: _Done) -> Artifact | None:
-        """Put the exported files into `dist/`, all or none; what an earlier run put there would be another model's."""
-        if last.checkpoint.form != "exported":
-            shutil.rmtree(self.root / "dist", ignore_errors=True)
-            return None
-        files = {name: r for name, r in last.checkpoint.manifest.files.items() if name != WEIGHTS}
-        with new_folder(self.root / "dist") as folder:
-            for name in files:
-                shutil.copyfile(last.checkpoint.path / name, folder / name)
-        verification = _verification(last.checkpoint)
-        return Artifact(
-            files={name: record.bytes for name, record in files.items()},
-            sha256={name: record.sha256 for name, record in files.items()},
-            model=last.measurement.model,
-            max_error=verification["fp32_max_error"],
-            agreement=verification["int8_agreement"],
-        )
-
-
-def _verification(checkpoint: Checkpoint) -> dict[str, float | None]:
-    content = json.loads((checkpoint.path / METADATA).read_bytes())
-    verification: dict[str, float | None] = content["verification"]
-    return verification
-
-
-def _row(done: _Done, latencies: tuple[Latency, ...]) -> Row:
-    entry = done.checkpoint.history[-1]
-    return Row(
-        stage=done.planned.label,
-        accuracy=done.measurement.accuracy,
-        parameters=done.measurement.parameters,
-        macs=done.measurement.macs,
-        size_bytes=done.measurement.size_bytes,
-        sha256=done.measurement.sha256,
-        seconds=entry.seconds,
-        latency=latencies,
-        checkpoint=done.checkpoint.path.name,
-        digest=done.checkpoint.digest,
-        precision=done.measurement.precision,
-        notes=entry.notes,
-        warnings=entry.warnings,
-    )
-
-
-def _difference(reference: Measurement, other: Measurement) -> PairedDifference:
-    """Validation accuracy of `other` minus the reference's, on the same samples."""
-    n = reference.accuracy.validation.n
-    first, second = unpack(reference.correct["validation"], n), unpack(other.correct["validation"], n)
-    lost, gained = int((first & ~second).sum()), int((second & ~first).sum())
-    _, low, high = paired_difference(first, second)
-    return PairedDifference(
-        points=100.0 * (gained - lost) / n,  # in this order: 7 of 1,000 are 0.7 points, not a rounding error more
-        low=100.0 * low,
-        high=100.0 * high,
-        n=n,
-        only_reference_correct=lost,
-        only_artifact_correct=gained,
-    )
-
 
 def _summary(measurement: Measurement) -> str:
     validation, test = measurement.accuracy.validation, measurement.accuracy.test
     return (
         f"validation {validation.percent:.2f} %, test {test.percent:.2f} %, {measurement.parameters:,} parameters, "
         f"{measurement.macs / 1e6:.2f} M MACs, {measurement.size_bytes:,} bytes"
-    )
-
-
-def _machine() -> Machine:
-    modules = ("compress.pipeline", *(stage.module for stage in STAGES.values()))
-    known = {name: number for module in modules for name, number in versions(module).items()}
-    # Figures of another harness are not reused.
-    harness = code_digest("compress.bench.latency") + code_digest("compress.bench.latency_worker")
-    known["compress latency harness"] = hashlib.sha256(harness.encode()).hexdigest()[:12]
-    return Machine(
-        cpu=machine.cpu_model(),
-        cores=machine.cores(),
-        architecture=platform.machine(),
-        instruction_sets=tuple(sorted(machine.cpu_flags() & machine.INTERESTING_FLAGS)),
-        cuda_device=machine.cuda_device_name(),
-        system=f"{platform.system()} {platform.release()}",
-        python=platform.python_version(),
-        versions=dict(sorted(known.items())),
     )
 
 

@@ -42,6 +42,14 @@ def source(arch=RESNET, layout=torch.contiguous_format):
     return Draft(arch, (), randomise(create(arch, seed=0)).to(memory_format=layout))
 
 
+class Masked(nn.Linear):
+    """A mask that is saved."""
+
+    def __init__(self):
+        super().__init__(2, 2)
+        self.register_buffer("mask", torch.tensor([0.0, -float("inf")]))
+
+
 def factorize(model, **ranks):
     """Split layers of `model` in place and fill them, as the factorize stage does."""
     edits = tuple(Factor(module=name.replace("__", "."), rank=rank) for name, rank in ranks.items())
@@ -476,6 +484,15 @@ def test_values_that_are_not_finite_are_refused_by_name(tmp_path, bad, name):
     with pytest.raises(ModelError, match=re.escape(f"'{name}'")):
         save(tmp_path / "c", draft)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mask_of_infinities_is_kept(tmp_path):
+    draft = source(Arch("test_checkpoint:Masked"))
+    again = save(tmp_path / "c", draft).build({"test_checkpoint:Masked"})
+    assert torch.equal(again.mask, torch.tensor([0.0, -float("inf")]))
+    draft.model.mask[0] = float("nan")
+    with pytest.raises(ModelError, match="'mask'"):
+        save(tmp_path / "d", draft)
 
 
 def test_state_that_is_no_tensor_is_refused_by_name(tmp_path):

@@ -257,7 +257,7 @@ def test_a_second_run_does_nothing_again(again, monkeypatch):
 
     monkeypatch.setattr("compress.training.fit", never)
     monkeypatch.setattr("compress.pipeline.measure", never)
-    monkeypatch.setattr("compress.pipeline.latency.measure", never)
+    monkeypatch.setattr("compress.outcome.latency.measure", never)
     monkeypatch.setattr("compress.stages.Stage.load", never)
     second, recorder = go(pipeline, runs)
     assert (recorder.cached, recorder.started) == (NAMES, {})
@@ -615,7 +615,7 @@ def test_a_model_that_cannot_be_timed_costs_its_latency_only(tiny, tmp_path, mon
     def fails(*_, **__):
         raise CompressError("latency of 'source': no answer for 120 s")
 
-    monkeypatch.setattr("compress.pipeline.latency.measure", fails)
+    monkeypatch.setattr("compress.outcome.latency.measure", fails)
     results, recorder = go(tiny.pipeline(tmp_path, EXPORT, bench=LATENCY), tmp_path / "runs")
     assert any("no latency: latency of 'source': no answer" in text for text in recorder.warnings)
     assert load_results(tmp_path / "runs/tiny/results.json") == results
