@@ -156,7 +156,7 @@ def test_the_alternative_in_the_comment_runs(imagenet, tmp_path):
     results = check_run(pipeline, tmp_path / "runs", (3, 64, 64), sorted(SYNSETS))
     source, pruned, split, *_ = results.rows
     assert pruned.macs <= 0.5 * source.macs
-    assert split.macs <= 0.9 * pruned.macs
+    assert split.macs <= 0.95 * pruned.macs
 
 
 def test_without_a_network_the_published_weights_are_one_clear_error(imagenet, tmp_path):
@@ -196,7 +196,6 @@ def test_cifar10(tmp_path):
         "data.validation.size=20",
         "model.factory=cifar:resnet20",
         f"model.weights={tmp_path / 'resnet20.safetensors'}",
-        "stages.prune.recovery.epochs=1",
         "stages.factorize.recovery.epochs=1",
         "stages.quantize.calibration.samples=10",
     ]
@@ -206,4 +205,4 @@ def test_cifar10(tmp_path):
     assert [row.stage for row in results.rows] == [stage for stage in STAGES if stage != "distill"]
     assert results.warnings == ()  # weights are given, and the validation images are not among those they have seen
     assert pruned.macs <= 0.5 * source.macs
-    assert split.macs <= 0.9 * pruned.macs
+    assert split.macs <= 0.95 * pruned.macs
