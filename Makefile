@@ -9,11 +9,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 run: $(VENV)/.installed
 	$(BIN)/compress run pipelines/resnet_mobile.yaml
 
+# Two processes share the cores: a thread that waits must sleep, not spin on the core that the other process needs.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

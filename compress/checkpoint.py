@@ -20,7 +20,7 @@ from compress.errors import CheckpointError, CompressError, ModelError
 from compress.files import new_folder, readable_json
 from compress.manifest import HistoryEntry, InputRecord, Manifest
 from compress.models.factory import Arch, create_empty
-from compress.models.weights import load_state
+from compress.models.state import check_finite, load_state
 from compress.names import placeless
 from compress.provenance import code_of
 
@@ -159,7 +159,7 @@ def save(
         # One layout throughout, so that the model in memory computes to the bit what the reloaded one will.
         draft.model.to(memory_format=torch.channels_last)
     tensors, aliases = _state(draft.model)
-    _check_finite(draft.model)
+    check_finite(draft.model, "the stage's result (did training diverge?)")
     with new_folder(path) as folder:
         try:
             save_file(tensors, folder / manifest.WEIGHTS)
@@ -254,17 +254,6 @@ def _all_persistent(model: nn.Module) -> Iterator[None]:
     finally:
         for module, names in hidden.items():
             module._non_persistent_buffers_set = names
-
-
-def _check_finite(model: nn.Module) -> None:
-    norms = {name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._NormBase)}
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    for name, tensor in model.state_dict().items():
-        # Other buffers may hold infinities: masks do.
-        learned = name in parameters or name.rpartition(".")[0] in norms
-        bad = ~torch.isfinite(tensor) if learned else torch.isnan(tensor)
-        if tensor.is_floating_point() and bool(bad.any()):
-            raise ModelError(f"the model's tensor '{name}' holds values that are not finite; training diverged?")
 
 
 def _memory_format(model: nn.Module) -> str:

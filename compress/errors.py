@@ -60,6 +60,12 @@ class ExportError(CompressError):
     """The exported file does not do what the checkpoint does; nothing was written."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its kind where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def closest(word: str, options: Iterable[str]) -> str | None:
     """The option closest to `word`, None where none is close."""
     lowered = {option.lower(): option for option in options}

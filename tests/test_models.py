@@ -19,7 +19,8 @@ from compress.models import cifar
 from compress.models.cost import macs, parameters
 from compress.models.factory import Arch, create, resolve
 from compress.models.source import make_model
-from compress.models.weights import fitting, load_state, published_weights, read_weights
+from compress.models.state import fitting, load_state
+from compress.models.weights import published_weights, read_weights
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

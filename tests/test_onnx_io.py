@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from networks import CLASSES, Residual, network, randomise
 from onnx import helper, numpy_helper
 from torch import nn
 
+from compress.config import QuantizeConfig
 from compress.config.data import ONLY_INPUT
 from compress.data.base import Input
 from compress.errors import ExportError
@@ -308,6 +310,10 @@ def weights(proto):
 def zero_types(proto):
     values = constants(proto)
     return {values[node.input[2]].dtype.name for node in proto.graph.node if node.op_type == "QuantizeLinear"}
+
+
+def test_settings_and_code_know_the_same_targets():
+    assert {"auto", *TARGETS} == set(get_args(QuantizeConfig.model_fields["target"].annotation))
 
 
 @pytest.mark.parametrize("name", TARGETS)

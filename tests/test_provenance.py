@@ -15,7 +15,7 @@ from compress.stages import SOURCE_MODULE, STAGES
 
 STAGE_MODULES = {name: stage.module for name, stage in STAGES.items()} | {"source": SOURCE_MODULE}
 USED = {
-    "source": {"models.source", "models.factory", "models.weights", "models.cifar", "checkpoint"},
+    "source": {"models.source", "models.factory", "models.weights", "models.state", "models.cifar", "checkpoint"},
     "train": {"training", "methods.losses", "methods.schedules", "surgery", "checkpoint"},
     "distill": {"training", "methods.losses", "models.source", "models.factory"},
     "prune": {"training", "methods.groups", "methods.importance", "methods.trial", "surgery", "models.cost"},

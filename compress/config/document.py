@@ -17,7 +17,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.scalarbool import ScalarBoolean
 
-from compress.errors import ConfigError, Problem, listed, nearest
+from compress.errors import ConfigError, Problem, first_line, listed, nearest
 from compress.names import near_path
 
 MAX_FILE_BYTES = 1 << 20
@@ -199,7 +199,7 @@ def _read_yaml(path: Path) -> CommentedMap:
     except RecursionError:
         problem = "is not valid YAML: it is nested too deep"
     except (YAMLError, ValueError) as error:
-        problem = f"is not valid YAML: {str(error).splitlines()[0]}"
+        problem = f"is not valid YAML: {first_line(error)}"
     else:
         if isinstance(document, CommentedMap):
             return document

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from types import NoneType
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -213,10 +214,6 @@ class StageEntry(OneOf):
 
 
 STAGE_CONFIGS: Mapping[str, type[StageConfig]] = {
-    "train": TrainConfig,
-    "distill": DistillConfig,
-    "prune": PruneConfig,
-    "factorize": FactorizeConfig,
-    "quantize": QuantizeConfig,
-    "export": ExportConfig,
+    name: next(kind for kind in get_args(field.annotation) if kind is not NoneType)
+    for name, field in StageEntry.model_fields.items()
 }

@@ -17,7 +17,7 @@ from compress.data.files import IMAGE_EXTENSIONS, class_folders, image_files, sp
 from compress.data.images import Pixels, centre, open_image, pixels, random_crop
 from compress.data.normalise import normalise
 from compress.data.splits import Indices, Part
-from compress.errors import DataError
+from compress.errors import DataError, first_line
 from compress.machine import cores
 
 
@@ -186,5 +186,4 @@ def _decoded(decoder: _Decoder, groups: list[torch.Tensor], workers: int) -> Ite
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        reason = str(error).splitlines()[0]
-        raise DataError(f"data.workers: a worker process died ({reason}); try `workers: 0`") from None
+        raise DataError(f"data.workers: a worker process died ({first_line(error)}); try `workers: 0`") from None

@@ -14,7 +14,7 @@ from compress.config.data import ONLY_INPUT, TorchvisionConfig
 from compress.data.arrays import Named, Samples, from_arrays
 from compress.data.images import Pixels, centre, pixels, to_mode
 from compress.data.memory import MemorySource
-from compress.errors import DataError, nearest
+from compress.errors import DataError, first_line, nearest
 
 MAX_DECODED_BYTES = 1 << 30
 _NOT_CLASSIFICATION = ("VisionDataset", "ImageFolder", "DatasetFolder")
@@ -88,7 +88,7 @@ def _call(config: TorchvisionConfig, factory: Callable[..., Any], arguments: Map
         reason: Exception = error
     except Exception as error:  # noqa: BLE001 - each set fails in its own way: offline, broken archive, no scipy …
         reason = error
-    text = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
+    text = first_line(reason)
     if config.download:
         raise DataError(f"data.name: {config.name} could not be fetched into {config.root}: {text}") from reason
     raise DataError(

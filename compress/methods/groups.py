@@ -19,7 +19,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from compress.errors import ModelError
+from compress.errors import ModelError, first_line
 from compress.methods.importance import l1_norm, sum_by_root
 
 _ROOTS = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding)
@@ -215,5 +215,6 @@ def copy_on_cpu(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model).cpu().float().eval()
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"the model cannot be copied: {reason}; remove such hooks (weight_norm?) first") from error
+        raise ModelError(
+            f"the model cannot be copied: {first_line(error)}; remove such hooks (weight_norm?) first"
+        ) from error

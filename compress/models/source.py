@@ -10,16 +10,8 @@ from torch import Tensor, nn
 
 from compress.errors import ModelError
 from compress.models.factory import Arch, create
-from compress.models.weights import (
-    Note,
-    check_finite,
-    fitting,
-    ignore,
-    load_state,
-    published_weights,
-    read_weights,
-    with_ties,
-)
+from compress.models.state import Note, check_finite, fitting, ignore, load_state, with_ties
+from compress.models.weights import published_weights, read_weights
 from compress.names import is_weights_file
 
 
@@ -47,7 +39,7 @@ def make_model(arch: Arch, weights: str | None, seed: int, *, at: str = "model",
             state = published_weights(arch, weights)
         state = with_ties(state, own, what)
         load_state(model, state, what)
-        check_finite(model.state_dict(), what)
+        check_finite(model, what)
         _tell_precision(model.state_dict(), state, Path(weights).name, note)
         return model.eval()
 

@@ -26,7 +26,7 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from compress.data.base import Input
-from compress.errors import CompressError, ExportError
+from compress.errors import CompressError, ExportError, first_line
 from compress.models.answers import outputs_of
 
 BATCH = "batch"
@@ -90,9 +90,9 @@ def _dynamic_shapes(model: nn.Module, example: tuple[torch.Tensor, ...]) -> tupl
 
 def _reason(error: BaseException) -> str:
     """Why the exporter refused, in one line."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    if "data-dependent" not in lines[0]:
-        return lines[0]
+    reason = first_line(error)
+    if "data-dependent" not in reason:
+        return reason
     reason = "forward depends on the values of its inputs in Python, which cannot be exported"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         file = Path(frame.filename)

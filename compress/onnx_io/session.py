@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from compress.errors import ExportError
+from compress.errors import ExportError, first_line
 from compress.models.answers import LOGITS
 
 _ERRORS_ONLY = 3
@@ -30,7 +30,7 @@ def open_session(model: Path | bytes, threads: int) -> onnxruntime.InferenceSess
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no common base but this
-        raise ExportError(f"ONNX Runtime does not take the model: {str(error).splitlines()[0]}") from error
+        raise ExportError(f"ONNX Runtime does not take the model: {first_line(error)}") from error
 
 
 def infer_all(session: onnxruntime.InferenceSession, inputs: Feed) -> dict[str, NDArray[Any]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from compress.checkpoint import Checkpoint, Draft
 from compress.config import RecoveryConfig
 from compress.data.base import DecisionData, Inputs
-from compress.errors import ModelError, StageError, listed, nearest
+from compress.errors import ModelError, StageError, first_line, listed, nearest
 from compress.events import Progress
 from compress.models.answers import LOGITS, outputs_of
 from compress.models.cost import macs, parameters
@@ -190,12 +190,6 @@ def _shapes(example: Inputs) -> str:
         return f"inputs of shape {tuple(example[0].shape[1:])}"
     shapes = (f"{tuple(x.shape[1:])}{'' if x.is_floating_point() else ' of whole numbers'}" for x in example)
     return f"inputs of the shapes {' and '.join(shapes)}"
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its kind where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 @dataclass(frozen=True)

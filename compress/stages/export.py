@@ -17,7 +17,7 @@ from torch import nn
 from compress.checkpoint import Checkpoint, Draft
 from compress.config import ExportConfig
 from compress.data.base import Input
-from compress.errors import ExportError
+from compress.errors import ExportError, first_line
 from compress.files import readable_json
 from compress.manifest import FP32_ONNX, INT8_ONNX, METADATA, MODEL_ONNX
 from compress.models.answers import LOGITS, logits_of, outputs_of
@@ -108,7 +108,7 @@ def _check_file(content: bytes, name: str) -> None:
     try:
         onnx.checker.check_model(content, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"export: {name} is no valid ONNX: {str(error).splitlines()[0]}") from error
+        raise ExportError(f"export: {name} is no valid ONNX: {first_line(error)}") from error
 
 
 def _largest_error(model: nn.Module, content: bytes, context: Context) -> float:

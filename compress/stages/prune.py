@@ -17,7 +17,7 @@ from compress.checkpoint import Checkpoint, Draft
 from compress.config import PruneConfig
 from compress.data.base import Inputs
 from compress.edits import Attribute, Edit
-from compress.errors import StageError
+from compress.errors import StageError, first_line
 from compress.methods import attention
 from compress.methods.groups import ChannelGraph, ChannelGroup, copy_on_cpu, l1_scores
 from compress.methods.importance import lowest
@@ -38,7 +38,6 @@ from compress.stages.base import (
     check_forward,
     cost_of,
     described,
-    first_line,
     recover,
     warn_of_idle_patterns,
     what_remains,
