@@ -169,14 +169,17 @@ def summary(results: Results) -> dict[str, Any]:
     """What a run made of a network: the last float model and the int8 one."""
     floats = [row for row in results.rows if row.precision == "fp32" and row.stage != "export"][-1]
     quantized = next((row for row in results.rows if row.stage == "quantize"), None)
-    told = ("macs", "parameters", "size_bytes", "seconds", "notes", "warnings")
+    told = {"macs", "parameters", "seconds", "notes", "warnings"}
     return {
         "macs": floats.macs,
         "parameters": floats.parameters,
         "fp32_bytes": floats.size_bytes,
         "int8_bytes": quantized.size_bytes if quantized else None,
         "fp32_max_error": results.artifact.max_error if results.artifact else None,
-        "stages": {row.stage: row.model_dump(mode="json", include=set(told)) for row in results.rows},
+        "stages": {
+            row.stage: {**row.model_dump(mode="json", include=told), "size_bytes": row.size_bytes}
+            for row in results.rows
+        },
     }
 
 
@@ -221,11 +224,12 @@ def timed(files: Mapping[str, Path], failed: dict[str, str]) -> dict[str, Any]:
 
     variants = [Variant(name, path, name.split()[1]) for name, path in files.items()]
     try:
-        found = measure(variants, LatencyConfig.model_validate(LATENCY), Silent())
+        found = measure(variants, LatencyConfig.model_validate(LATENCY), Silent(), None)
     except CompressError as error:
         failed["latency"] = reason_of(error)
         return {}
-    return {name: records[0].model_dump(mode="json") for name, records in found.items() if records}
+    failed |= {f"latency: {one.name}": one.reason for one in found.missing}
+    return {name: records[0].model_dump(mode="json") for name, records in found.latencies.items() if records}
 
 
 def process_row(factory: str, size: int, folder: Path, timeout_seconds: float) -> dict[str, Any]:

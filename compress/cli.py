@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 from rich.table import Table
 
 from compress import __version__
+from compress.conditions import FLAGS, QUANTITIES, RELATIONS
+from compress.config.pipeline import LatencyConfig
 from compress.console import literal, make_console
 from compress.errors import CompressError, ConfigError
 
@@ -39,8 +42,38 @@ Until = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--until", metavar="STAGE", help="Stop after this stage; 'source' runs none.", show_default=False),
 ]
+JsonFile = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--json", metavar="FILE", help="Write everything that was found as JSON.", show_default=False),
+]
 
-BUDGET_MISSED, INTERRUPTED = 1, 130
+_DOCUMENTS = {
+    "pipeline": ("compress.config", "Pipeline"),
+    "results": ("compress.results", "Results"),
+    "bench": ("compress.results", "BenchResults"),
+    "compare": ("compress.compared", "Compared"),
+}
+BUDGET_MISSED = CONDITION_HOLDS = 1
+INTERRUPTED = 130
+_LATENCY = LatencyConfig()
+_ROUNDS, _SECONDS = (LatencyConfig.model_fields[name].description for name in ("rounds", "seconds"))
+_BATCH_SIZES, _THREADS = (",".join(map(str, numbers)) for numbers in (_LATENCY.batch_sizes, _LATENCY.threads))
+_BACKEND, _DEVICE = "onnxruntime", "cpu"
+
+_BENCH_HELP = (
+    "Measure models against each other: latency, cold start, memory, size, time by operator and, with data, accuracy.\n\n"
+    "Every model runs in a process of its own. The processes take turns in rounds, and the first model takes part twice: "
+    "its ratio with itself (A/A) is what the noise of this machine makes of equal things. Times are medians with 95 % "
+    "intervals; ratios are taken round by round. Nothing that was timed on another machine, or at another time, is used."
+    "\n\n[bold]compress bench runs/resnet_mobile --batch-size 1,32 --threads 1,2[/bold]"
+    "\n\n[bold]compress bench before.onnx after.onnx --backend onnxruntime,openvino --json bench.json[/bold]"
+)
+_COMPARE_HELP = (
+    "Compare runs: accuracy with the interval of the difference, size, latency, and the Pareto fronts over all their rows."
+    "\n\nLatency is compared where runs were measured on the same machine with the same libraries. Ends with exit code 1 "
+    "where a condition holds, and with 2 where one cannot be told, such as latency on another machine."
+    "\n\n[bold]compress compare runs/before runs/after --html compare.html --fail-if 'accuracy_drop>1.0'[/bold]"
+)
 
 
 def main() -> None:
@@ -170,6 +203,158 @@ def inspect(
     make_console().print(describe(checkpoint, trust_code=trust_code))
 
 
+@app.command(help=_BENCH_HELP)
+def bench(
+    targets: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="TARGET...",
+            help="Checkpoint, run, folder of .onnx files such as a run's dist/, or any .onnx file. The first is what the others "
+            "are compared with; of a run that is its reference row.",
+            show_default=False,
+        ),
+    ],
+    device: Annotated[str, typer.Option("--device", metavar="cpu|cuda", help="Where models run.")] = _DEVICE,
+    backend: Annotated[
+        str,
+        typer.Option(
+            "--backend",
+            metavar="NAME[,NAME]",
+            help="onnxruntime, torch, torch-compile, openvino, tensorrt. What is not installed is a row that says so. PyTorch "
+            "runs checkpoints only; on cuda in half precision too.",
+        ),
+    ] = _BACKEND,
+    batch_size: Annotated[str, typer.Option("--batch-size", metavar="N[,N]", help="Samples per call.")] = _BATCH_SIZES,
+    threads: Annotated[str, typer.Option("--threads", metavar="N[,N]", help="Threads per model.")] = _THREADS,
+    rounds: Annotated[int, typer.Option("--rounds", metavar="N", help=_ROUNDS)] = _LATENCY.rounds,
+    seconds: Annotated[float, typer.Option("--seconds", metavar="S", help=_SECONDS)] = _LATENCY.seconds,
+    pipeline: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--pipeline",
+            metavar="FILE",
+            help="Measure accuracy on the data of this pipeline file. Without it, rows of runs bring what their run measured.",
+            show_default=False,
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    trust_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-code",
+            help="Run the checkpoints' own model code, which PyTorch needs, and converting what has no ONNX file. It may do "
+            "anything.",
+        ),
+    ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option("--profile/--no-profile", help="Time every operator; on the CPU, by ONNX Runtime's own profile."),
+    ] = True,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure models against each other."""
+    from compress.bench.latency import BACKENDS, DEVICES
+    from compress.options import chosen, latency_config, one_of, writable
+
+    latency = latency_config(batch_size, threads, rounds, seconds)
+    backends, place = chosen(backend, BACKENDS, "--backend"), one_of(device, DEVICES, "--device")
+    writable(json_file, "--json")
+    if overrides and pipeline is None:
+        raise CompressError("--set: changes the file of --pipeline, which is not given")
+    from compress.config import load_pipeline
+
+    data = None if pipeline is None else load_pipeline(pipeline, overrides or ())
+    from compress.bench_console import bench_tables
+    from compress.benchmark import BenchSettings
+    from compress.benchmark import bench as measure
+    from compress.console import Terminal
+
+    console = make_console()
+    given = {
+        "--device": (device, _DEVICE),
+        "--backend": (backend, _BACKEND),
+        "--batch-size": (batch_size, _BATCH_SIZES),
+        "--threads": (threads, _THREADS),
+        "--rounds": (rounds, _LATENCY.rounds),
+        "--seconds": (seconds, _LATENCY.seconds),
+    }
+    words = [str(word) for option, (value, default) in given.items() if value != default for word in (option, value)]
+    words += [] if pipeline is None else ["--pipeline", _placeless(pipeline)]
+    words += [*_override_words(overrides), *(["--trust-code"] * trust_code), *([] if profile else ["--no-profile"])]
+    command = shlex.join(["compress", "bench", *map(_placeless, targets), *words])
+    settings = BenchSettings(latency, place, backends, data, profile, trust_code, command)
+    try:
+        with Terminal(console) as progress:
+            results = measure(targets, settings, progress)
+    except KeyboardInterrupt:
+        make_console(stderr=True).print("\nstopped; nothing was kept")
+        raise typer.Exit(INTERRUPTED) from None
+    console.print()
+    console.print(bench_tables(results))
+    _write_json(json_file, results.model_dump(mode="json"))
+
+
+@app.command(help=_COMPARE_HELP)
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Folders of runs, or their results.json. The last row of the first is the baseline; a run alone is compared "
+            "with its own reference.",
+            show_default=False,
+        ),
+    ],
+    html: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--html", metavar="FILE", help="Write one self-contained page, charts included.", show_default=False
+        ),
+    ] = None,
+    json_file: JsonFile = None,
+    fail_if: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--fail-if",
+            metavar="CONDITION",
+            help="End with exit code 1 where it holds for a later run, or for the only one, such as "
+            "[bold]'accuracy_drop>1.0'[/bold] in quotes; may be repeated. "
+            f"What there is: {'; '.join(f'{name}: {what}' for name, what in (QUANTITIES | FLAGS).items())}. "
+            f"With {', '.join(RELATIONS)} and a number, but for budget_missed.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Compare runs with each other."""
+    from compress.conditions import judge, parse
+    from compress.options import writable
+
+    conditions = [parse(text) for text in fail_if or ()]
+    writable(html, "--html")
+    writable(json_file, "--json")
+    from compress import comparing
+
+    compared = comparing.compare(comparing.read_runs(runs))
+    verdict = judge(conditions, comparing.figures_of(compared))
+    from compress.compare_console import compare_tables
+
+    make_console().print(compare_tables(compared))
+    if html is not None:
+        from compress.files import write_file
+        from compress.report.compare import render_compare
+
+        write_file(html, render_compare(compared, verdict if conditions else None).encode())
+        make_console().print(f"\npage: {literal(str(html))}", soft_wrap=True)
+    _write_json(json_file, compared.model_dump(mode="json"))
+    errors = make_console(stderr=True)
+    for line in verdict.failed:
+        errors.print(f"[red]failed:[/red] {literal(line)}", soft_wrap=True)
+    if verdict.unknown:
+        raise CompressError("\n".join(verdict.unknown))
+    if verdict.failed:
+        raise typer.Exit(CONDITION_HOLDS)
+
+
 @app.command()
 def report(
     run: Annotated[
@@ -185,20 +370,43 @@ def report(
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON schema of pipeline files, for editors."""
-    from compress.config import Pipeline
-
-    document = Pipeline.model_json_schema(by_alias=True)
+def schema(
+    of: Annotated[
+        Literal["pipeline", "results", "bench", "compare"],
+        typer.Argument(help="Pipeline files, or what runs, `bench` and `compare` write as JSON."),
+    ] = "pipeline",
+) -> None:
+    """Print the JSON schema of pipeline files, for editors, or of results, for programs: every field described."""
+    module, name = _DOCUMENTS[of]
+    kind = getattr(importlib.import_module(module), name)
+    document = kind.model_json_schema(by_alias=True)
     typer.echo(json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **document}, indent=2))
+
+
+def _write_json(path: Path | None, content: dict[str, Any]) -> None:
+    if path is None:
+        return
+    from compress.files import readable_json, write_file
+
+    write_file(path, readable_json(content))
+    make_console().print(f"json: {literal(str(path))}", soft_wrap=True)
 
 
 def _command(file: Path, overrides: list[str] | None, until: str | None) -> str:
     """The command that repeats a run, without folders of this machine."""
-    words = ["compress", "run", file.name if file.is_absolute() else file.as_posix()]
-    for override in overrides or ():
-        key, _, value = override.partition("=")
-        words += ["--set", f"{key}={Path(value).name if Path(value).is_absolute() else value}"]
+    words = ["compress", "run", _placeless(file), *_override_words(overrides)]
     if until is not None:
         words += ["--until", until]
     return shlex.join(words)
+
+
+def _placeless(path: Path) -> str:
+    return path.name if path.is_absolute() else path.as_posix()
+
+
+def _override_words(overrides: list[str] | None) -> list[str]:
+    words = []
+    for override in overrides or ():
+        key, _, value = override.partition("=")
+        words += ["--set", f"{key}={Path(value).name if Path(value).is_absolute() else value}"]
+    return words

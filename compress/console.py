@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -163,22 +164,39 @@ def results_table(results: Results) -> RenderableType:
             f"{row.size_bytes / 1e3:,.1f}",
             *(f"{times[setting]:.3f}" if setting in times else "—" for setting in settings),
         )
-    return Group(table, Text(_ratios(reference, results.rows[-1])))
+    said = [*_ratios(reference, results.rows[-1]), *_repeats(results)]
+    return Group(table, *(Text(line) for line in said))
 
 
-def _ratios(reference: Row, last: Row) -> str:
+def _ratios(reference: Row, last: Row) -> Iterator[str]:
     if reference is last:
-        return ""
+        return
     from compress.report import figures, text  # with what draws the report, which no other command needs
 
     parts = [text.times(figures.smaller(last, reference), "smaller", "larger", "same size")]
     for entry in last.latency:
-        speed = figures.speed(entry, reference)
-        if speed.ratio is not None:
-            parts.append(f"{speed} at batch {entry.batch_size} with {text.plural(entry.threads, 'thread')}")
+        if entry.ratio is not None:
+            load = f"at batch {entry.batch_size} with {text.plural(entry.threads, 'thread')}"
+            parts.append(f"{figures.speed(entry.ratio)} ({figures.speed_span(entry.ratio)}) {load}")
     points = last.accuracy.test.percent - reference.accuracy.test.percent
     parts.append(f"{points:+.2f} points on test")
-    return f"against '{reference.stage}': {', '.join(parts)}"
+    yield f"against '{text.plain(reference.stage)}': {', '.join(parts)}"
+
+
+def _repeats(results: Results) -> Iterator[str]:
+    """The reference against itself, and where that is too noisy."""
+    from compress.report import text
+
+    if not results.repeats:
+        return
+    parts = [
+        f"{one.ratio.value:.3f}× ({one.ratio.low:.3f}× to {one.ratio.high:.3f}×) "
+        f"at batch {one.batch_size} with {text.plural(one.threads, 'thread')}{', too noisy' if one.is_noisy else ''}"
+        for one in results.repeats
+    ]
+    yield f"'{text.plain(results.reference)}' against itself: {'; '.join(parts)}"
+    if any(one.is_noisy for one in results.repeats):
+        yield "caution: where it was too noisy, differences of latency as small as 5 % cannot be told"
 
 
 def _duration(seconds: float) -> str:

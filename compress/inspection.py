@@ -14,9 +14,9 @@ from rich.table import Table
 from compress.checkpoint import load
 from compress.edits import Attribute, Edit, Factor, Keep
 from compress.manifest import HistoryEntry, InputRecord
+from compress.measured import METRICS, Measurement
 from compress.models.cost import parameters
 from compress.report.text import plain
-from compress.results import METRICS, Measurement
 
 _SHOWN_EDITS = 12
 
@@ -114,8 +114,11 @@ def _metrics(folder: Path) -> list[RenderableType]:
     for name, accuracy in (("validation", found.accuracy.validation), ("test", found.accuracy.test)):
         interval = f"95 % interval {accuracy.low:.2f} to {accuracy.high:.2f}"
         table.add_row(f"{name} accuracy", f"{accuracy.percent:.2f} % ({accuracy.correct} of {accuracy.n}, {interval})")
+    for name, quality in (("validation", found.quality.validation), ("test", found.quality.test)):
+        error = f"calibration error {quality.calibration_error:.2f} points"
+        table.add_row(f"{name} F1, mean of classes", f"{quality.f1:.2f} %, {error}")
     table.add_row("MACs", f"{found.macs:,}")
-    table.add_row(f"{found.precision} ONNX", f"{found.size_bytes:,} bytes")
+    table.add_row(f"{found.precision} ONNX", f"{found.size.size_bytes:,} bytes, {found.size.gzip_bytes:,} gzipped")
     return ["", table]
 
 

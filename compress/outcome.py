@@ -1,52 +1,32 @@
-"""What a run ends in: a row per stage, the difference to the reference, the budget, latencies, the report and `dist/`."""
+"""What a run ends in: a row per stage, the difference to the reference, the budget, times, the report and `dist/`."""
 
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
-import platform
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress import machine
-from compress.bench import latency
-from compress.bench.accuracy import unpack
+from compress.bench import latency, profile
+from compress.bench.changed import changed_samples
 from compress.checkpoint import Checkpoint
 from compress.config import Pipeline
+from compress.config.pipeline import LatencyConfig
+from compress.data.base import Dataset
 from compress.errors import CompressError
 from compress.events import Progress
 from compress.files import new_folder, readable_json, write_file
 from compress.manifest import METADATA, WEIGHTS
-from compress.methods.statistics import paired_difference
-from compress.plan import Planned, reference_position
-from compress.provenance import code_digest, identity, versions
+from compress.plan import reference_position
+from compress.provenance import identity
 from compress.report import write_report
-from compress.results import (
-    Artifact,
-    Budget,
-    Latency,
-    Machine,
-    Measurement,
-    PairedDifference,
-    Results,
-    Row,
-    load_results,
-)
-from compress.stages import STAGES
+from compress.results import Artifact, Budget, ChangedSample, Machine, Results, Row, load_results
+from compress.rows import Done, rows_of
+from compress.surroundings import git_revision, machine_record
 
 RESULTS = "results.json"
-
-
-@dataclass(frozen=True)
-class Done:
-    """A stage that is on disk and measured."""
-
-    planned: Planned
-    checkpoint: Checkpoint
-    measurement: Measurement
 
 
 @dataclass(frozen=True)
@@ -54,90 +34,123 @@ class Outcome:
     """Where a run's results go, and what they say besides the rows."""
 
     pipeline: Pipeline
-    classes: tuple[str, ...]
+    data: Dataset
     root: Path
     """Folder of the run."""
     progress: Progress
     command: str
     warnings: list[str]
-    """Of the run so far; a failing latency measurement adds one."""
+    """Of the run so far; what cannot be timed adds to them."""
 
-    def write(self, done: Sequence[Done], *, reuse_latencies: bool) -> Results:
-        """Write `results.json`, the report and `dist/`; measure latency last.
+    def write(self, done: Sequence[Done], *, reuse_times: bool) -> Results:
+        """Write `results.json`, the report and `dist/`; take times last.
 
         Args:
             done: the stages that ran, from the source on.
-            reuse_latencies: take those of the last run where nothing that decides them has changed.
+            reuse_times: take latencies and times per node of the last run where nothing that decides them has changed.
         """
-        here = _machine()
-        known = self._known_latencies(done, here) if reuse_latencies else None
+        here = machine_record()
         reference = done[min(len(done) - 1, reference_position(self.pipeline))]
+        known = self._known(done, reference, here) if reuse_times else None
+        rows = tuple(rows_of(done, reference, self.data))
         artifact = self._publish(done[-1])
-        difference = _difference(reference.measurement, done[-1].measurement) if done[-1] is not reference else None
-        budget = None
-        whole = len(done) == len(self.pipeline.stages) + 1
-        if self.pipeline.budget is not None and difference is not None and whole:
-            allowed = self.pipeline.budget.accuracy_drop
-            budget = Budget(accuracy_drop=allowed, difference=difference, met=-difference.points <= allowed)
         results = Results(
             name=self.pipeline.name,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             seed=self.pipeline.seed,
             command=self.command,
+            git_revision=git_revision(_folder_of(self.pipeline)),
             settings=identity(self.pipeline),
             machine=here,
             reference=reference.planned.label,
-            classes=self.classes,
-            rows=tuple(_row(one, (known or {}).get(one.planned.label, ())) for one in done),
-            difference=difference,
-            budget=budget,
+            classes=self.data.classes,
+            rows=rows if known is None else _timed_as(rows, known),
+            repeats=() if known is None else known.repeats,
+            changed=self._changed(reference, done[-1]),
+            budget=self._budget(rows),
             artifact=artifact,
             warnings=tuple(self.warnings),
         )
         self._write(results)
-        if known is None and self.pipeline.bench.latency is not None:
-            # Everything else is safe on disk by now: a model too slow to time costs its latency only.
-            results = self._with_latencies(results, done)
-            self._write(results)
-        return results
+        config = self.pipeline.bench.latency
+        if config is None:
+            return results
+        # Everything else is safe on disk by now: a model too slow to time costs its times only.
+        timed = results if known is not None else self._with_latencies(results, done, config)
+        timed = self._with_profiles(timed, done, config)
+        timed = timed.model_copy(update={"warnings": tuple(self.warnings)})
+        if timed != results:
+            self._write(timed)
+        return timed
 
     def _write(self, results: Results) -> None:
         write_file(self.root / RESULTS, readable_json(results.model_dump(mode="json")))
         write_report(results, self.root)
 
-    def _known_latencies(self, done: Sequence[Done], here: Machine) -> dict[str, tuple[Latency, ...]] | None:
-        """Latencies of the last run, where all rows, the settings and the machine are still the same."""
-        path = self.root / RESULTS
-        if not path.is_file():
+    def _warn(self, text: str) -> None:
+        self.warnings.append(text)
+        self.progress.warn(text)
+
+    def _budget(self, rows: Sequence[Row]) -> Budget | None:
+        """Whether the last row keeps to the budget; None where there is none, or not all stages ran."""
+        comparison, budget = rows[-1].comparison, self.pipeline.budget
+        if budget is None or comparison is None or len(rows) != len(self.pipeline.stages) + 1:
+            return None
+        difference = comparison.validation
+        met = -difference.points <= budget.accuracy_drop
+        return Budget(accuracy_drop=budget.accuracy_drop, difference=difference, met=met)
+
+    def _changed(self, reference: Done, last: Done) -> tuple[ChangedSample, ...]:
+        try:
+            # Decisions are read off these images: none of them is a test image.
+            return changed_samples(reference.measurement, last.measurement, self.data.for_decisions())
+        except CompressError as error:
+            self._warn(f"no images of changed answers: {error}")
+            return ()
+
+    def _known(self, done: Sequence[Done], reference: Done, here: Machine) -> Results | None:
+        """The last run's results where all rows, the settings and the machine are still the same, and no latency lacks."""
+        config, path = self.pipeline.bench.latency, self.root / RESULTS
+        if config is None or not path.is_file():
             return None
         try:
             known = load_results(path)
-        except CompressError:
+        except CompressError:  # of an older version, or damaged
             return None
         same_rows = [(row.stage, row.sha256) for row in known.rows] == [
             (one.planned.label, one.measurement.sha256) for one in done
         ]
         same_settings = known.settings.get("bench") == identity(self.pipeline).get("bench")
-        measured = any(row.latency for row in known.rows) or self.pipeline.bench.latency is None
-        if not (same_rows and same_settings and measured and known.machine == here):
-            return None
-        return {row.stage: row.latency for row in known.rows}
+        same_place = known.machine == here and known.reference == reference.planned.label
+        settings = len(config.batch_sizes) * len(config.threads)
+        complete = all(len(row.latency) == settings for row in known.rows)
+        return known if same_rows and same_settings and same_place and complete else None
 
-    def _with_latencies(self, results: Results, done: Sequence[Done]) -> Results:
-        assert self.pipeline.bench.latency is not None
+    def _with_latencies(self, results: Results, done: Sequence[Done], config: LatencyConfig) -> Results:
         self.progress.note("latency of all rows, in alternating rounds, a process each")
-        variants = [
-            latency.Variant(one.planned.label, one.checkpoint.path / one.measurement.model, one.measurement.precision)
-            for one in done
-        ]
-        try:
-            found = latency.measure(variants, self.pipeline.bench.latency, self.progress)
-        except CompressError as error:
-            self.warnings.append(f"no latency: {error}")
-            self.progress.warn(self.warnings[-1])
-            return results.model_copy(update={"warnings": tuple(self.warnings)})
-        rows = tuple(row.model_copy(update={"latency": found.get(row.stage, ())}) for row in results.rows)
-        return results.model_copy(update={"rows": rows, "warnings": tuple(self.warnings)})
+        variants = [latency.Variant(one.planned.label, _model_of(one), one.measurement.precision) for one in done]
+        found = latency.measure(variants, config, self.progress, results.reference)
+        for text in latency.reasons(found.missing):
+            self._warn(text)
+        rows = tuple(row.model_copy(update={"latency": found.latencies.get(row.stage, ())}) for row in results.rows)
+        return results.model_copy(update={"rows": rows, "repeats": found.repeats})
+
+    def _with_profiles(self, results: Results, done: Sequence[Done], config: LatencyConfig) -> Results:
+        """Times per node of the reference and the last row, where the last run has none."""
+        wanted = {results.reference, results.rows[-1].stage}
+        rows = []
+        for row, one in zip(results.rows, done, strict=True):
+            rows.append(row)
+            if row.stage not in wanted or row.profile is not None:
+                continue
+            self.progress.note(f"time per node of '{row.stage}'")
+            try:
+                found = profile.profile(_model_of(one), config.batch_sizes[0], config.threads[-1])
+            except CompressError as error:
+                self._warn(f"no times per node of '{row.stage}': {error}")
+                continue
+            rows[-1] = row.model_copy(update={"profile": found})
+        return results.model_copy(update={"rows": tuple(rows)})
 
     def _publish(self, last: Done) -> Artifact | None:
         """Put the exported files into `dist/`, all or none; what an earlier run put there would be another model's."""
@@ -164,54 +177,22 @@ def _verification(checkpoint: Checkpoint) -> dict[str, float | None]:
     return verification
 
 
-def _row(done: Done, latencies: tuple[Latency, ...]) -> Row:
-    entry = done.checkpoint.history[-1]
-    return Row(
-        stage=done.planned.label,
-        accuracy=done.measurement.accuracy,
-        parameters=done.measurement.parameters,
-        macs=done.measurement.macs,
-        size_bytes=done.measurement.size_bytes,
-        sha256=done.measurement.sha256,
-        seconds=entry.seconds,
-        latency=latencies,
-        checkpoint=done.checkpoint.path.name,
-        digest=done.checkpoint.digest,
-        precision=done.measurement.precision,
-        notes=entry.notes,
-        warnings=entry.warnings,
+def _model_of(done: Done) -> Path:
+    return done.checkpoint.path / done.measurement.model
+
+
+def _timed_as(rows: Sequence[Row], known: Results) -> tuple[Row, ...]:
+    """The rows with the times that results of the same rows have."""
+    return tuple(
+        row.model_copy(update={"latency": same.latency, "profile": same.profile})
+        for row, same in zip(rows, known.rows, strict=True)
     )
 
 
-def _difference(reference: Measurement, other: Measurement) -> PairedDifference:
-    """Validation accuracy of `other` minus the reference's, on the same samples."""
-    n = reference.accuracy.validation.n
-    first, second = unpack(reference.correct["validation"], n), unpack(other.correct["validation"], n)
-    lost, gained = int((first & ~second).sum()), int((second & ~first).sum())
-    _, low, high = paired_difference(first, second)
-    return PairedDifference(
-        points=100.0 * (gained - lost) / n,  # in this order: 7 of 1,000 are 0.7 points, not a rounding error more
-        low=100.0 * low,
-        high=100.0 * high,
-        n=n,
-        only_reference_correct=lost,
-        only_artifact_correct=gained,
-    )
-
-
-def _machine() -> Machine:
-    modules = ("compress.pipeline", *(stage.module for stage in STAGES.values()))
-    known = {name: number for module in modules for name, number in versions(module).items()}
-    # Figures of another harness are not reused.
-    harness = code_digest("compress.bench.latency") + code_digest("compress.bench.latency_worker")
-    known["compress latency harness"] = hashlib.sha256(harness.encode()).hexdigest()[:12]
-    return Machine(
-        cpu=machine.cpu_model(),
-        cores=machine.cores(),
-        architecture=platform.machine(),
-        instruction_sets=tuple(sorted(machine.cpu_flags() & machine.INTERESTING_FLAGS)),
-        cuda_device=machine.cuda_device_name(),
-        system=f"{platform.system()} {platform.release()}",
-        python=platform.python_version(),
-        versions=dict(sorted(known.items())),
-    )
+def _folder_of(pipeline: Pipeline) -> Path:
+    """Folder of the pipeline file; the working directory where there is none."""
+    for key in type(pipeline).model_fields:
+        file, colon, _ = pipeline.where(key).rpartition(":")
+        if colon:  # '--set' has none
+            return Path(file).parent
+    return Path()

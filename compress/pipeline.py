@@ -21,13 +21,15 @@ from compress.data.load import load_data
 from compress.errors import CheckpointError, CompressError, TrainingError
 from compress.events import Progress, Silent
 from compress.manifest import HistoryEntry
+from compress.measured import Measurement
 from compress.methods.statistics import two_proportions_differ
 from compress.models.factory import Arch
 from compress.models.source import make_model
-from compress.outcome import Done, Outcome
+from compress.outcome import Outcome
 from compress.plan import Cache, Keys, Planned, check_files, planned_stages, reference_position, selected
 from compress.provenance import identity
-from compress.results import Measurement, Results
+from compress.results import Results
+from compress.rows import Done
 from compress.stages import STAGES, source
 from compress.stages.base import Context, check_deterministic, check_forward, check_training_forward
 
@@ -96,8 +98,8 @@ class _Run:
                 self.progress,
             )
             done = self._stages(stages)
-        outcome = Outcome(self.pipeline, self.data.classes, self.root, self.progress, self.command, self.warnings)
-        return outcome.write(done, reuse_latencies=not self.fresh)
+        outcome = Outcome(self.pipeline, self.data, self.root, self.progress, self.command, self.warnings)
+        return outcome.write(done, reuse_times=not self.fresh)
 
     def _device(self) -> str:
         if self.keys.device == "cuda" and not torch.cuda.is_available():
@@ -239,7 +241,7 @@ def _summary(measurement: Measurement) -> str:
     validation, test = measurement.accuracy.validation, measurement.accuracy.test
     return (
         f"validation {validation.percent:.2f} %, test {test.percent:.2f} %, {measurement.parameters:,} parameters, "
-        f"{measurement.macs / 1e6:.2f} M MACs, {measurement.size_bytes:,} bytes"
+        f"{measurement.macs / 1e6:.2f} M MACs, {measurement.size.size_bytes:,} bytes"
     )
 
 

@@ -19,9 +19,9 @@ from compress.data.fingerprint import fingerprint, missing
 from compress.errors import CheckpointError, CompressError, ConfigError, Problem, nearest
 from compress.files import TEMPORARY, sha256_of
 from compress.manifest import Manifest
+from compress.measured import METRICS, Measurement
 from compress.names import WEIGHTS_ENDINGS, WITH_PUBLISHED_WEIGHTS, is_weights_file
 from compress.provenance import code_digest, differences, identity, key_digest, versions
-from compress.results import METRICS, Measurement
 from compress.seeds import derive_seed
 from compress.stages import SOURCE_MODULE, STAGES
 

@@ -18,7 +18,14 @@ from compress.names import callable_file, is_code, is_weights_file
 
 PACKAGE = Path(__file__).resolve().parent
 # Their values stand in the key itself, so that a new setting of one stage does not cost another its cache.
-_NOT_CODE = ("compress.config", "compress.errors", "compress.events", "compress.results", "compress.manifest")
+_NOT_CODE = (
+    "compress.config",
+    "compress.errors",
+    "compress.events",
+    "compress.results",
+    "compress.measured",
+    "compress.manifest",
+)
 _DISTRIBUTIONS = {
     "PIL": "pillow",
     "accelerate": "accelerate",

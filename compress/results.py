@@ -1,4 +1,4 @@
-"""What a run measured: the typed, versioned content of `results.json`. Plain data, no torch.
+"""What a run, and `compress bench`, end in: the typed, versioned content of `results.json`. Plain data, no torch.
 
 Percentages run from 0 to 100, sizes are bytes, times are seconds or, where the name says so, milliseconds.
 """
@@ -9,70 +9,40 @@ import json
 from pathlib import Path
 from typing import Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from compress.errors import CompressError
+from compress.measured import (
+    Latency,
+    NotMeasured,
+    PairedDifference,
+    Profile,
+    Record,
+    Repeat,
+    Size,
+    SplitAccuracy,
+    SplitQuality,
+)
 
-VERSION: Final = 1
-METRICS = "metrics.json"
-"""File beside a checkpoint that holds its `Measurement`."""
-
-
-class Record(BaseModel):
-    """Base of all results: closed and frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Accuracy(Record):
-    """Top-1 accuracy on one split, with its 95 % Wilson interval."""
-
-    correct: int
-    n: int
-    percent: float
-    low: float
-    high: float
+VERSION: Final = 2
 
 
-class SplitAccuracy(Record):
-    """Accuracy on both held-out splits. Decisions read validation; test is only ever reported."""
+class Comparison(Record):
+    """A row against the reference on both splits."""
 
-    validation: Accuracy
-    test: Accuracy
-
-
-class Latency(Record):
-    """Time of one call: the median of the rounds' medians with its 95 % interval (order statistics); tails of all calls."""
-
-    device: str
-    backend: str
-    provider: str
-    precision: str
-    batch_size: int
-    threads: int
-    median_ms: float
-    low_ms: float
-    high_ms: float
-    p90_ms: float
-    p99_ms: float
-    runs: int
+    validation: PairedDifference
+    test: PairedDifference
 
 
-class Measurement(Record):
-    """What bench measured of one checkpoint; kept beside it as `metrics.json`."""
+class Epoch(Record):
+    """One epoch of a stage's training."""
 
-    key: dict[str, JsonValue]
-    """All that could change it."""
-    precision: Literal["fp32", "int8"]
-    accuracy: SplitAccuracy
-    correct: dict[str, str]
-    """By split, a bit per sample, most significant first, hexadecimal: what paired comparisons need."""
-    parameters: int
-    macs: int
-    model: str
-    """The ONNX file, in the checkpoint's folder, whose size and latency count."""
-    size_bytes: int
-    sha256: str
+    epoch: int
+    loss: float
+    learning_rate: float
+    validation_loss: float
+    validation_percent: float
+    seconds: float
 
 
 class Row(Record):
@@ -80,15 +50,20 @@ class Row(Record):
 
     stage: str
     accuracy: SplitAccuracy
+    quality: SplitQuality
+    comparison: Comparison | None
+    """Against the reference; None for the reference itself and the rows before it."""
     parameters: int
     macs: int
-    size_bytes: int
-    """Bytes of the model as an ONNX file: fp32, or int8 once quantized."""
+    size: Size
+    """Of the model as an ONNX file: fp32, or int8 once quantized."""
     sha256: str
     """Of that file, which is also the one that latency is measured of."""
     seconds: float
     """Time the stage took."""
+    training: tuple[Epoch, ...] = ()
     latency: tuple[Latency, ...] = ()
+    profile: Profile | None = None
     checkpoint: str
     """Folder of the checkpoint, relative to the run's."""
     digest: str
@@ -96,16 +71,26 @@ class Row(Record):
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the ONNX file."""
+        return self.size.size_bytes
 
-class PairedDifference(Record):
-    """Accuracy of the artifact minus the reference's on the same samples, points, with its 95 % paired interval."""
 
-    points: float
-    low: float
-    high: float
-    n: int
-    only_reference_correct: int
-    only_artifact_correct: int
+class ChangedSample(Record):
+    """A validation sample that the reference answers right and the last row wrong."""
+
+    index: int
+    """In the validation split."""
+    truth: int
+    answer: int
+    """Of the last row."""
+    confidence_before: float
+    """Probability that the reference gives the right class, 0 to 1."""
+    confidence_after: float
+    """Probability that the last row gives its wrong one."""
+    image: str | None
+    """PNG, base64; None where no input is an image."""
 
 
 class Budget(Record):
@@ -146,12 +131,14 @@ class Machine(Record):
 class Results(Record):
     """Everything a run measured. The first row is the source, the last the exported artifact."""
 
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
     name: str
     created: str
     """UTC, ISO 8601."""
     seed: int
     command: str
+    git_revision: str | None
+    """Commit of the folder of the pipeline file, '+changes' where files differ from it; None outside of git."""
     settings: dict[str, JsonValue]
     """The pipeline as it ran, every default spelled out, without paths of the machine."""
     machine: Machine
@@ -159,8 +146,10 @@ class Results(Record):
     """Stage of the row that the others are compared with: the last `train` at the head of the pipeline, or `source`."""
     classes: tuple[str, ...]
     rows: tuple[Row, ...] = Field(min_length=1)
-    difference: PairedDifference | None = None
-    """The last row against the reference, on validation."""
+    repeats: tuple[Repeat, ...] = ()
+    """What latency measures of the reference against itself, per setting."""
+    changed: tuple[ChangedSample, ...] = ()
+    """Those of which the reference was surest and the last row is surest of the opposite, at most 24."""
     budget: Budget | None = None
     artifact: Artifact | None = None
     warnings: tuple[str, ...] = ()
@@ -174,9 +163,55 @@ class Results(Record):
             raise ValueError(f"reference '{self.reference}' is none of the rows ({', '.join(stages)})")
         return self
 
+    @property
+    def difference(self) -> PairedDifference | None:
+        """The last row against the reference, on validation."""
+        last = self.rows[-1].comparison
+        return None if last is None else last.validation
+
     def reference_row(self) -> Row:
         """The row that the others are compared with."""
         return next(row for row in self.rows if row.stage == self.reference)
+
+
+class Target(Record):
+    """One model that `compress bench` was given, or a row of a run that it was given."""
+
+    name: str
+    file: str
+    """Name of its ONNX file."""
+    sha256: str
+    precision: str
+    """'int8' where the file quantizes, else 'fp32'."""
+    size: Size
+    accuracy: SplitAccuracy | None = None
+    """None where no data was given."""
+    quality: SplitQuality | None = None
+    comparison: Comparison | None = None
+    """Against the first target."""
+    latency: tuple[Latency, ...] = ()
+    """Ratios are against the first target in the same setting."""
+    profile: Profile | None = None
+
+
+class BenchResults(Record):
+    """Everything that one `compress bench` measured."""
+
+    version: Literal[2] = VERSION
+    created: str
+    """UTC, ISO 8601."""
+    command: str
+    git_revision: str | None
+    """Commit of the working directory, '+changes' where files differ from it; None outside of git."""
+    machine: Machine
+    rounds: int
+    seconds: float
+    """Least time measured per variant and round."""
+    targets: tuple[Target, ...] = Field(min_length=1)
+    repeats: tuple[Repeat, ...] = ()
+    """The first target against itself, per setting."""
+    missing: tuple[NotMeasured, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def load_results(path: Path) -> Results:

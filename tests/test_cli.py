@@ -11,13 +11,14 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from report_examples import example_results
 from rich.console import Console
 
 from compress import cli
 from compress.console import Terminal, literal, make_console, results_table
 from compress.errors import CompressError
 from compress.events import EpochResult
-from compress.results import Accuracy, Budget, Latency, Machine, PairedDifference, Results, Row, SplitAccuracy
+from compress.results import Budget
 
 FILE = """\
 name: tiny
@@ -28,7 +29,7 @@ stages:
   - prune:
 budget: {accuracy_drop: 1}
 """
-COMMANDS = ("run", "validate", "inspect", "report", "schema")
+COMMANDS = ("run", "validate", "inspect", "bench", "compare", "report", "schema")
 
 
 @pytest.fixture(autouse=True)
@@ -191,6 +192,18 @@ def test_schema_is_json_for_editors(compress):
     assert "source" not in document["$defs"]["Validation"]["properties"]
 
 
+@pytest.mark.parametrize("of", ["results", "bench", "compare"])
+def test_results_have_a_schema_that_describes_what_a_name_does_not(compress, of):
+    code, out, err = compress("schema", of)
+    assert (code, err) == (0, "")
+    document = json.loads(out)
+    assert document["properties"]["version"]["const"] >= 1
+    latency = {"results": "Latency", "bench": "Latency", "compare": "Time"}[of]
+    assert document["$defs"][latency]["description"]
+    described = [field for field in document["properties"].values() if "description" in field]
+    assert len(described) >= 3
+
+
 def test_bugs_keep_their_traceback(monkeypatch):
     def broken(*args):
         raise RuntimeError("a bug")
@@ -204,68 +217,16 @@ def test_bugs_keep_their_traceback(monkeypatch):
 # --- results ---------------------------------------------------------------------------------------------------------
 
 
-def accuracy(correct, n=400):
-    return Accuracy(correct=correct, n=n, percent=100 * correct / n, low=max(0, correct / 4 - 2), high=correct / 4 + 1)
-
-
-def row(stage, correct, size_bytes, milliseconds, precision="fp32"):
-    return Row(
-        stage=stage,
-        accuracy=SplitAccuracy(validation=accuracy(correct), test=accuracy(correct - 4)),
-        parameters=size_bytes // 4,
-        macs=size_bytes * 10,
-        sha256="0" * 64,
-        size_bytes=size_bytes,
-        seconds=3.0,
-        latency=tuple(
-            Latency(
-                device="cpu",
-                backend="onnxruntime",
-                provider="CPUExecutionProvider",
-                precision=precision,
-                batch_size=1,
-                threads=threads,
-                median_ms=milliseconds / threads,
-                low_ms=milliseconds / threads,
-                high_ms=milliseconds / threads,
-                p90_ms=milliseconds,
-                p99_ms=milliseconds,
-                runs=200,
-            )
-            for threads in (1, 2)
-        ),
-        checkpoint=f"00-{stage}-00000000",
-        digest=stage,
-        precision=precision,
-    )
-
-
 def results(drop=0.5, name="tiny"):
-    difference = PairedDifference(
-        points=-drop, low=-drop - 1, high=-drop + 1, n=400, only_reference_correct=4, only_artifact_correct=2
-    )
-    return Results(
-        name=name,
-        created="2025-01-01T00:00:00+00:00",
-        seed=0,
-        command="compress run p.yaml",
-        settings={},
-        machine=Machine(
-            cpu="A CPU",
-            cores=2,
-            architecture="x86_64",
-            instruction_sets=("avx2",),
-            cuda_device=None,
-            system="Linux",
-            python="3.11",
-            versions={"torch": "2"},
-        ),
-        reference="source",
-        classes=("a", "b"),
-        rows=(row("source", 396, 4_000_000, 8.0), row("[red]prune", 394, 1_000_000, 2.0)),
-        difference=difference,
-        budget=Budget(accuracy_drop=1.0, difference=difference, met=drop <= 1.0),
-    )
+    """A run of two rows, the second with an awkward name, that loses these points of validation accuracy."""
+    one = example_results(name, stages=("source", "export"), samples=400)
+    source, export = one.rows
+    changed = {"points": -drop, "low": -drop - 1, "high": -drop + 1}
+    difference = export.comparison.validation.model_copy(update=changed)
+    comparison = export.comparison.model_copy(update={"validation": difference})
+    export = export.model_copy(update={"stage": "[red]prune", "comparison": comparison})
+    budget = Budget(accuracy_drop=1.0, difference=difference, met=drop <= 1.0)
+    return one.model_copy(update={"rows": (source, export), "budget": budget})
 
 
 def test_report_is_written_again_from_results(compress):
@@ -275,7 +236,7 @@ def test_report_is_written_again_from_results(compress):
     code, out, err = compress("report", folder)
     assert (code, err) == (0, "")
     assert out == f"{folder}/report.md\n{folder}/report.html\n"
-    assert "4.00 MB" in (folder / "report.md").read_text()
+    assert "3.41 MB" in (folder / "report.md").read_text()
     assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
 
 
@@ -285,9 +246,9 @@ def test_report_is_written_again_from_results(compress):
         (b"", "is not valid JSON: "),
         (b"[" * 100_000, "is not valid JSON: "),
         (b"\xff", "is not UTF-8 text"),
-        (b"[]", "is of version None; this program reads version 1"),
-        (b'{"version": 2}', "is of version 2; this program reads version 1"),
-        (b'{"version": 1}', "name: field required"),
+        (b"[]", "is of version None; this program reads version 2"),
+        (b'{"version": 1}', "is of version 1; this program reads version 2"),
+        (b'{"version": 2}', "name: field required"),
     ],
 )
 def test_damaged_results_are_a_user_error(compress, content, message):
@@ -330,8 +291,8 @@ def test_run_shows_the_table_and_where_things_are(compress, monkeypatch):
     )
     assert (code, err) == (0, "")
     assert "[red]prune" in out
-    assert "4.0× smaller, 4.0× faster at batch 1 with 1 thread" in out
-    assert "report: [b]r/tiny/report.html" in out
+    assert "against 'source': 23.0× smaller, 7.2× faster" in out
+    assert "report: [b]r/tiny/report.html\nartifact: [b]r/tiny/dist/model.int8.onnx\n" in out
     assert max(map(len, out.splitlines())) < 200
     ((pipeline, options),) = calls
     assert pipeline.seed == 3
@@ -481,7 +442,7 @@ def test_long_work_shows_a_line_now_and_then(capsys, monkeypatch):
 
 def test_results_of_one_row_and_without_latency(capsys):
     one = results()
-    only = one.model_copy(update={"rows": (one.rows[0].model_copy(update={"latency": ()}),), "difference": None})
+    only = one.model_copy(update={"rows": (one.rows[0].model_copy(update={"latency": ()}),), "repeats": ()})
     make_console().print(results_table(only))
     out = capsys.readouterr().out
     assert "source (reference)" in out

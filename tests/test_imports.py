@@ -42,6 +42,7 @@ def modules_after(code):
         "compress",
         "compress.cli",
         "compress.plan",
+        "compress.measured",
         "compress.results",
         "compress.report",
         "compress.stages",

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -11,11 +12,14 @@ import pytest
 import torch
 from conftest import images, write_arrays
 from scipy.stats import binomtest, norm
+from sklearn.metrics import confusion_matrix, precision_score
 
 from compress import checkpoint as checkpoints
 from compress import run
+from compress.bench import latency as harness
 from compress.errors import CheckpointError, CompressError, ModelError, StageError
 from compress.events import Silent
+from compress.measured import NotMeasured
 from compress.plan import planned_stages
 from compress.results import Results, load_results
 
@@ -138,17 +142,21 @@ def test_results_on_disk_are_the_results(whole):
 
 def test_results_have_the_published_shape(whole):
     content = json.loads((whole[1] / "tiny" / "results.json").read_bytes())
-    assert content["version"] == 1
-    assert {"machine", "rows", "artifact"} <= content.keys()
+    assert content["version"] == 2
+    assert {"machine", "git_revision", "rows", "repeats", "changed", "artifact"} <= content.keys()
     for row in content["rows"]:
         assert {
             "stage",
             "accuracy",
             "parameters",
             "macs",
-            "size_bytes",
+            "size",
+            "quality",
+            "comparison",
             "seconds",
+            "training",
             "latency",
+            "profile",
             "checkpoint",
         } <= row.keys()
         assert row["accuracy"].keys() == {"validation", "test"}
@@ -219,6 +227,82 @@ def test_the_paired_difference_and_the_budget(whole, tiny):
     assert results.budget.met
 
 
+def answers_at(results, runs, stage, inputs):
+    """What a row's file answers; the test of float rows shows that they answer alike in torch."""
+    row = next(row for row in results.rows if row.stage == stage)
+    file = {"quantize": "model.onnx", "export": "model.int8.onnx"}.get(stage, "measured.onnx")
+    return answers_of(runs / "tiny" / row.checkpoint / file, inputs)
+
+
+def test_rows_after_the_reference_are_compared_with_it_on_both_splits(whole, tiny):
+    _, runs, results, _ = whole
+    assert [row.comparison is None for row in results.rows] == [True, True] + [False] * 5
+    assert results.difference == results.rows[-1].comparison.validation
+    for split in ("validation", "test"):
+        inputs, labels = raw(tiny, results, runs, split)
+        reference = answers_at(results, runs, "train", inputs)
+        for row in results.rows[2:]:
+            answers, found = answers_at(results, runs, row.stage, inputs), getattr(row.comparison, split)
+            lost = int(((reference == labels) & (answers != labels)).sum())
+            gained = int(((reference != labels) & (answers == labels)).sum())
+            assert (found.only_reference_correct, found.only_artifact_correct, found.n) == (lost, gained, 96)
+            assert found.points == pytest.approx(100 * (gained - lost) / 96)
+            assert found.p_value == pytest.approx(binomtest(lost, lost + gained).pvalue if lost + gained else 1)
+            assert found.agreement == pytest.approx(100 * (answers == reference).mean())
+
+
+def test_quality_is_that_of_the_files_answers(whole, tiny):
+    _, runs, results, _ = whole
+    for split in ("validation", "test"):
+        inputs, labels = raw(tiny, results, runs, split)
+        for row in results.rows:
+            answers, found = answers_at(results, runs, row.stage, inputs), getattr(row.quality, split)
+            matrix = np.zeros((4, 4), int)
+            for label, answer, n in found.confusion:
+                matrix[label, answer] = n
+            assert np.array_equal(matrix, confusion_matrix(labels, answers, labels=range(4)))
+            expected = precision_score(labels, answers, average="macro", zero_division=0)
+            assert found.precision == pytest.approx(100 * expected)
+            assert [one.recall for one in found.classes] == pytest.approx(100 * matrix.diagonal() / matrix.sum(1))
+            assert 0 <= found.calibration_error <= 100
+
+
+def test_training_is_told_epoch_by_epoch(whole):
+    _, runs, results, _ = whole
+    assert [len(row.training) for row in results.rows] == [0, 3, 3, 1, 0, 0, 0]
+    for row in results.rows:
+        kept = checkpoints.load(runs / "tiny" / row.checkpoint).history[-1].training
+        for told, epoch in zip(kept, row.training, strict=True):
+            assert epoch.model_dump().items() <= told.items()
+        assert [epoch.epoch for epoch in row.training] == list(range(1, len(kept) + 1))
+
+
+def test_changed_samples_are_validation_samples_that_compression_lost(whole, tiny):
+    _, runs, results, _ = whole
+    inputs, labels = raw(tiny, results, runs, "validation")
+    before, after = (answers_at(results, runs, stage, inputs) for stage in ("train", "export"))
+    lost = np.flatnonzero((before == labels) & (after != labels))
+    shown = {one.index for one in results.changed}
+    assert shown <= set(lost.tolist())
+    assert len(shown) == len(results.changed) == min(24, len(lost)) > 0
+    assert all((one.truth, one.answer) == (labels[one.index], after[one.index]) for one in results.changed)
+    assert all(one.image for one in results.changed)
+
+
+def test_the_reference_is_timed_twice_and_both_ends_node_by_node(whole):
+    results = whole[2]
+    (repeat,) = results.repeats
+    assert (repeat.name, repeat.threads, repeat.batch_size) == ("train", 1, 1)
+    assert [row.stage for row in results.rows if row.profile] == ["train", "export"]
+    float_nodes, int8_nodes = ({node.kind for node in row.profile.nodes} for row in results.rows if row.profile)
+    assert "int8" not in float_nodes
+    assert "int8" in int8_nodes
+    for row in results.rows:
+        (latency,) = row.latency
+        assert (latency.ratio is None) == (row.stage == "train")
+        assert latency.ratio is None or latency.ratio.against == "train"
+
+
 def test_dist_holds_exactly_the_exported_files(whole):
     _, runs, results, _ = whole
     files = {path.name: path.read_bytes() for path in (runs / "tiny" / "dist").iterdir()}
@@ -258,11 +342,11 @@ def test_a_second_run_does_nothing_again(again, monkeypatch):
     monkeypatch.setattr("compress.training.fit", never)
     monkeypatch.setattr("compress.pipeline.measure", never)
     monkeypatch.setattr("compress.outcome.latency.measure", never)
+    monkeypatch.setattr("compress.outcome.profile.profile", never)
     monkeypatch.setattr("compress.stages.Stage.load", never)
     second, recorder = go(pipeline, runs)
     assert (recorder.cached, recorder.started) == (NAMES, {})
-    assert second.rows == results.rows
-    assert second.artifact == results.artifact
+    assert second.model_copy(update={"created": results.created, "command": results.command}) == results
 
 
 def test_a_changed_setting_redoes_that_stage_and_what_follows_and_says_why(again, tiny, tmp_path, stages):
@@ -306,8 +390,39 @@ def test_a_lost_measurement_is_made_again_without_the_stage(again):
     (folder_of(results, runs, "source") / "measured.onnx").unlink()
     second, recorder = go(pipeline, runs)
     assert recorder.cached == NAMES
-    assert second.rows == results.rows
+    assert without_speed(second) == without_speed(results)
     assert (folder / "metrics.json").is_file()
+
+
+def without_speed(results):
+    """Everything of the rows but what differs each time it is measured."""
+    rows = results.model_dump(mode="json")["rows"]
+    for row in rows:
+        for quality in row["quality"].values():
+            assert quality.pop("samples_per_second") > 0
+    return rows
+
+
+def test_files_of_an_older_version_are_measured_again_without_a_word(again):
+    pipeline, runs, results = again
+    for row in results.rows:
+        path = runs / "tiny" / row.checkpoint / "metrics.json"
+        content = json.loads(path.read_bytes())
+        old = {
+            name: content[name] for name in ("key", "precision", "accuracy", "parameters", "macs", "model", "sha256")
+        }
+        path.write_text(json.dumps({**old, "correct": {"validation": "ff", "test": "ff"}, "size_bytes": 1}))
+    path = runs / "tiny" / "results.json"
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "version": 1}))
+    with pytest.raises(CompressError, match=r"results\.json: is of version 1; this program reads version 2"):
+        load_results(path)
+    second, recorder = go(pipeline, runs)
+    assert recorder.cached == NAMES
+    assert not [text for text in recorder.warnings if "too noisy" not in text]  # those are about times
+    assert [row.accuracy for row in second.rows] == [row.accuracy for row in results.rows]
+    assert [row.quality.test.f1 for row in second.rows] == [row.quality.test.f1 for row in results.rows]
+    assert all(row.latency for row in second.rows)
+    assert load_results(path) == second
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "model.onnx", "quantization.json"])
@@ -523,6 +638,7 @@ def test_another_test_set_changes_no_model(tiny, tmp_path):
         ]
         found.append((computing, [one.edits for one in loaded], results))
     assert found[0][:2] == found[1][:2]
+    assert found[0][2].changed == found[1][2].changed
     first, second = found[0][2].rows, found[1][2].rows
     assert [row.accuracy.validation for row in first] == [row.accuracy.validation for row in second]
     assert [row.accuracy.test for row in first] != [row.accuracy.test for row in second]
@@ -611,19 +727,76 @@ def test_a_model_that_answers_more_in_training_is_refused_before_training(tiny, 
 # Nothing else is lost with the latency, and nothing stale is left
 
 
-def test_a_model_that_cannot_be_timed_costs_its_latency_only(tiny, tmp_path, monkeypatch):
-    def fails(*_, **__):
-        raise CompressError("latency of 'source': no answer for 120 s")
+def test_a_model_that_cannot_be_timed_costs_its_latency_only_and_is_tried_again(tiny, tmp_path, monkeypatch):
+    real = harness.measure
 
-    monkeypatch.setattr("compress.outcome.latency.measure", fails)
-    results, recorder = go(tiny.pipeline(tmp_path, EXPORT, bench=LATENCY), tmp_path / "runs")
-    assert any("no latency: latency of 'source': no answer" in text for text in recorder.warnings)
-    assert load_results(tmp_path / "runs/tiny/results.json") == results
+    def all_but_the_export(variants, config, progress, reference):
+        found = real(variants[:1], config, progress, reference)
+        setting = {"device": "cpu", "backend": "onnxruntime", "precision": "fp32", "batch_size": 1, "threads": 1}
+        missing = NotMeasured(name="export", reason="its process died", **setting)
+        return harness.Measured(found.latencies, found.repeats, (missing,))
+
+    pipeline = tiny.pipeline(tmp_path, EXPORT, bench=LATENCY)
+    monkeypatch.setattr("compress.outcome.latency.measure", all_but_the_export)
+    results, recorder = go(pipeline, tmp_path / "runs")
+    (text,) = (text for text in results.warnings if text.startswith("no latency of 'export' in onnxruntime"))
+    assert text.endswith(": its process died")
+    assert text in recorder.warnings
+    assert [bool(row.latency) for row in results.rows] == [True, False]
     assert results.artifact is not None
-    assert not any(row.latency for row in results.rows)
+    assert load_results(tmp_path / "runs/tiny/results.json") == results
     monkeypatch.undo()
-    results, _ = go(tiny.pipeline(tmp_path, EXPORT, bench=LATENCY), tmp_path / "runs")
+    results, _ = go(pipeline, tmp_path / "runs")
     assert all(row.latency for row in results.rows)
+    assert not any(text.startswith("no latency") for text in results.warnings)
+
+
+def test_a_model_that_cannot_be_profiled_costs_its_profile_only(tiny, tmp_path, monkeypatch):
+    asked = []
+
+    def fails(path, batch_size, threads):
+        asked.append((path.name, batch_size, threads))
+        raise CompressError("no profile today")
+
+    timing = {"latency": {**LATENCY["latency"], "batch_sizes": [2], "threads": [1, 2]}}
+    pipeline = tiny.pipeline(tmp_path, EXPORT, bench=timing)
+    with monkeypatch.context() as patch:
+        patch.setattr("compress.outcome.profile.profile", fails)
+        results, recorder = go(pipeline, tmp_path / "runs")
+    assert asked == [("measured.onnx", 2, 2), ("model.fp32.onnx", 2, 2)]
+    told = [f"no times per node of '{stage}': no profile today" for stage in ("source", "export")]
+    assert list(results.warnings[-2:]) == recorder.warnings[-2:] == told
+    assert all(len(row.latency) == 2 for row in results.rows)
+    assert load_results(tmp_path / "runs/tiny/results.json") == results
+    # What failed is tried again, what did not is kept.
+    monkeypatch.setattr("compress.outcome.latency.measure", None)
+    again, _ = go(pipeline, tmp_path / "runs")
+    assert [row.latency for row in again.rows] == [row.latency for row in results.rows]
+    assert all(row.profile.batch_size == row.profile.threads == 2 for row in again.rows)
+
+
+def test_an_image_that_can_no_longer_be_read_costs_no_results(tiny, tmp_path, monkeypatch):
+    def fails(*_):
+        raise CompressError("no image today")
+
+    monkeypatch.setattr("compress.outcome.changed_samples", fails)
+    results, _ = go(tiny.pipeline(tmp_path, EXPORT), tmp_path / "runs")
+    assert (results.warnings[-1], results.changed) == ("no images of changed answers: no image today", ())
+
+
+def test_results_name_the_commit_of_the_pipeline_file(tiny, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("compress.outcome.git_revision", lambda folder: asked.append(folder) or "abc+changes")
+    folder = tmp_path / "pipelines"
+    folder.mkdir()
+    pipeline = tiny.pipeline(folder, overrides=["name=other"])
+    results, _ = go(pipeline, tmp_path / "runs")
+    assert results.git_revision == "abc+changes"
+    go(
+        type(pipeline).model_validate_json(pipeline.model_dump_json(by_alias=True, exclude_none=True)),
+        tmp_path / "runs",
+    )  # one that no file holds
+    assert asked == [folder, Path()]
 
 
 def test_dist_belongs_to_the_results_beside_it(tiny, tmp_path):

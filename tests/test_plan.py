@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,9 +18,9 @@ from compress import load_pipeline, machine, manifest
 from compress.errors import CompressError, ConfigError, DataError
 from compress.files import write_file
 from compress.manifest import ArchRecord, HistoryEntry, InputRecord
+from compress.measured import METRICS, Accuracy, SplitAccuracy
 from compress.plan import Cache, Keys, Planned, make_plan, planned_stages, reference_position, selected
 from compress.provenance import key_digest
-from compress.results import Accuracy, SplitAccuracy
 
 STAGES = [{"train": {"epochs": 1}}, {"prune": None}, {"quantize": None}, {"export": None}]
 
@@ -349,6 +350,45 @@ def test_sweep_removes_what_was_half_written_and_nothing_else(cache, prune):
 def test_scratch_folders_differ_by_key(cache, prune):
     assert cache.scratch_for(prune, {"a": 1}) != cache.scratch_for(prune, {"a": 2})
     assert cache.scratch_for(prune, {"a": 1}).parent.name == ".work"
+
+
+def test_a_measurement_of_an_older_version_counts_as_missing(cache, prune):
+    key = {"checkpoint": "ab"}
+    folder = cache.folder_for(prune, key)
+    keep(folder, record(key, "prune"))
+    (folder / "model.onnx").write_bytes(b"model")
+    sha256 = hashlib.sha256(b"model").hexdigest()
+    accuracy = {"correct": 9, "n": 10, "percent": 90.0, "low": 60.0, "high": 98.0}
+    content = {
+        "key": key,
+        "precision": "fp32",
+        "accuracy": {"validation": accuracy, "test": accuracy},
+        "parameters": 1,
+        "macs": 1,
+        "model": "model.onnx",
+        "sha256": sha256,
+    }
+    older = {**content, "correct": {"validation": "ff80", "test": "ff80"}, "size_bytes": 5}
+    quality = {"top5": None, "confusion": None, "classes": [], "samples_per_second": 1.0}
+    quality |= dict.fromkeys(("precision", "recall", "f1", "calibration_error"), 50.0)
+    size = {"activation_peak_bytes": None, "layers": []}
+    size |= dict.fromkeys(("size_bytes", "gzip_bytes", "weight_bytes", "parameters", "nonzero_parameters", "macs"), 5)
+    packed = {"validation": "", "test": ""}
+    newer = {
+        **content,
+        "quality": {"validation": quality, "test": quality},
+        "answers": packed,
+        "confidences": packed,
+        "size": size,
+    }
+    for found, holds in (
+        (older, False),
+        (newer, True),
+        ({**newer, "key": {}}, False),
+        ({**newer, "sha256": "0"}, False),
+    ):
+        (folder / METRICS).write_text(json.dumps(found))
+        assert (cache.measurement(folder, key) is not None) == holds
 
 
 # --- the plan --------------------------------------------------------------------------------------------------------

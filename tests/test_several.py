@@ -10,7 +10,8 @@ import torch
 from conftest import images
 
 from compress import load_checkpoint, load_pipeline, run
-from compress.bench.latency_worker import load
+from compress.bench.backends import onnx_runtime
+from compress.bench.backends.base import Task, random_feed
 from compress.config.data import ONLY_INPUT
 from compress.data.base import Input
 from compress.errors import CheckpointError, ExportError, StageError
@@ -197,6 +198,9 @@ def test_every_stage_is_measured_and_timed(ran):
     assert all(row.macs > 0 for row in results.rows)
     assert results.rows[3].macs < 0.75 * results.rows[2].macs
     assert results.rows[4].parameters < results.rows[3].parameters
+    assert all(sample.image for sample in results.changed)  # of the first input that is an image
+    assert all(row.comparison.test.n == 96 for row in results.rows[2:])
+    assert {row.stage for row in results.rows if row.profile} == {"train", "export"}
 
 
 def test_files_name_all_inputs_and_outputs(ran):
@@ -421,11 +425,15 @@ def test_ranges_of_several_inputs_and_logits_by_name():
 def test_latency_feeds_whole_numbers_with_zeros(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(serialized(to_onnx(Awkward().eval(), AWKWARD)))
-    call, fixed = load(str(path), 1, 3)
-    assert fixed is None
-    logits, *_, ids, _ = call()
-    assert logits.shape == (3, 3)
-    assert not ids.any()
+    model = onnx_runtime.load(Task("onnxruntime", "cpu", "", "fp32", str(path), None, (), 3, 1))
+    feed = random_feed(model.inputs, 3)
+    assert {name: (array.shape, array.dtype.name) for name, array in feed.items()} == {
+        "linear": ((3, 4), "float32"),
+        "ids": ((3, 2), "int64"),
+    }
+    assert feed["linear"].any()
+    assert not feed["ids"].any()
+    assert model.bind(feed)() > 0
 
 
 def test_costs_of_several_inputs():

@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from compress.methods.statistics import median_interval, paired_difference, quantile, two_proportions_differ, wilson
+from compress.methods.statistics import (
+    is_noisy_repeat,
+    median_interval,
+    paired_difference,
+    paired_ratio,
+    quantile,
+    tellable_difference,
+    two_proportions_differ,
+    wilson,
+)
 
 counts = st.integers(0, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 pairs = st.lists(st.tuples(st.booleans(), st.booleans()), max_size=300)
@@ -204,3 +213,96 @@ def test_no_values_are_refused():
         quantile([], 0.5)
     with pytest.raises(ValueError, match="at least one"):
         median_interval([])
+
+
+times = st.lists(st.tuples(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3)), min_size=1, max_size=40).map(np.array)
+
+
+@given(times)
+def test_paired_ratio_is_that_of_the_pairs_and_inverts(pairs):
+    above, below = pairs[:, 0], pairs[:, 1]
+    value, low, high = paired_ratio(above, below)
+    ratios = np.sort(above / below)
+    middle = ratios[(len(ratios) - 1) // 2], ratios[len(ratios) // 2]
+    assert value == pytest.approx(np.sqrt(middle[0] * middle[1]))
+    # The ends are ratios of single pairs, as far from either end as those of the interval of a median.
+    _, first, last = median_interval(np.arange(len(ratios)))
+    assert (low, high) == pytest.approx((ratios[int(first)], ratios[int(last)]))
+    assert paired_ratio(below, above) == pytest.approx((1 / value, 1 / high, 1 / low))
+
+
+@given(times, st.floats(0.01, 100))
+def test_paired_ratio_scales_and_ignores_what_slows_both(pairs, factor):
+    above, below = pairs[:, 0], pairs[:, 1]
+    value, low, high = paired_ratio(above, below)
+    drift = np.linspace(1, 5, len(pairs))
+    assert paired_ratio(above * drift, below * drift) == pytest.approx((value, low, high))
+    scaled = factor * value, factor * low, factor * high
+    assert paired_ratio(above * factor, below) == pytest.approx(scaled)
+
+
+@given(times)
+def test_paired_ratio_of_equal_things_is_one(pairs):
+    assert paired_ratio(pairs[:, 0], pairs[:, 0]) == (1.0, 1.0, 1.0)
+
+
+def test_paired_ratio_covers_in_simulation():
+    random = np.random.default_rng(0)
+    drift = random.lognormal(sigma=1.0, size=(1000, 15))
+    above, below = (drift * random.lognormal(mean=mean, sigma=0.05, size=drift.shape) for mean in (0.1, 0.0))
+    found = [paired_ratio(*pair) for pair in zip(above, below, strict=True)]
+    # 96.5 % expected with 15 pairs; four standard errors below.
+    assert sum(low <= np.exp(0.1) <= high for _, low, high in found) >= 942
+    # Unpaired, the drift would drown a tenth.
+    assert sum(low > 1 for _, low, _ in found) >= 900
+
+
+@pytest.mark.parametrize(
+    ("above", "below", "message"),
+    [
+        ([1.0], [1.0, 2.0], "one length"),
+        ([1.0, 0.0], [1.0, 2.0], "positive"),
+        ([1.0, 1.0], [1.0, -2.0], "positive"),
+        ([1.0, np.inf], [1.0, 2.0], "finite"),
+        ([], [], "at least one"),
+    ],
+)
+def test_paired_ratio_refuses_what_has_none(above, below, message):
+    with pytest.raises(ValueError, match=message):
+        paired_ratio(above, below)
+
+
+@pytest.mark.parametrize(
+    ("interval", "noisy", "difference"),
+    [
+        ((1.0, 1.0), False, 0.0),
+        ((0.98, 1.02), False, 1 / 0.98 - 1),
+        ((0.99, 1.049), False, 0.049),
+        ((0.99, 1.051), True, 0.051),
+        ((1 / 1.051, 1.0), True, 0.051),
+        ((0.6, 2.0), True, 1.0),
+        # Away from 1 in all rounds, but narrow: by 2 % one cannot help, by more than 3 % something is wrong.
+        ((1.02, 1.03), False, 0.03),
+        ((1.031, 1.04), True, 0.04),
+        ((0.96, 0.97), True, 1 / 0.96 - 1),
+    ],
+)
+def test_noise_is_how_far_equal_things_seem_apart(interval, noisy, difference):
+    low, high = interval
+    assert is_noisy_repeat(low, high) is noisy
+    assert tellable_difference(low, high) == pytest.approx(difference)
+    # The same of the two the other way round.
+    assert is_noisy_repeat(1 / high, 1 / low) is noisy
+    assert tellable_difference(1 / high, 1 / low) == pytest.approx(difference)
+
+
+def test_planted_noise_is_found_and_its_absence_too():
+    """Rounds of equal things: with 1 % of spread nine in ten repeats pass, with 20 % none does."""
+    random = np.random.default_rng(0)
+
+    def noisy(sigma):
+        rounds = random.lognormal(sigma=sigma, size=(200, 2, 10))
+        return sum(is_noisy_repeat(*paired_ratio(*pair)[1:]) for pair in rounds)
+
+    assert noisy(0.01) <= 20
+    assert noisy(0.2) == 200

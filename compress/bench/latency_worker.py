@@ -1,20 +1,23 @@
-"""Measures one ONNX model in a process of its own; `compress.bench.latency` starts it and asks it.
+"""Measures one model in a process of its own; `compress.bench.latency_process` starts it and asks it.
 
 It reads one JSON object a line from standard input and answers each with one line on standard output; it ends with its
-input. An answer is an object, {"error": "..."} where a request failed.
+input. An answer is an object, {"error": str, "is_unavailable": bool} where a request failed.
 
-    {"do": "load", "path": str, "threads": int, "batch_size": int} -> {"fixed_batch": int | null}
-    {"do": "warm_up"}                                              -> {}
-    {"do": "measure", "seconds": float}                            -> {"nanoseconds": [int, ...]}
-    {"do": "quit"}                                                 -> no answer, the process ends
+    {"do": "prepare", "task": {...}}      -> {}                                    libraries are imported
+    {"do": "load"}                        -> {"provider": str, "precision": str, "cold_start_ns": int}
+    {"do": "warm_up"}                     -> {}
+    {"do": "measure", "seconds": float}   -> {"nanoseconds": [int, ...]}
+    {"do": "memory"}                      -> {"peak_bytes": int | null}
+    {"do": "quit"}                        -> no answer, the process ends
 
-`fixed_batch` tells that the model only takes that other batch size; it cannot be measured then.
-Only the standard library, numpy and onnxruntime are imported, so that it starts fast and nothing else competes.
+The task is a `Task` of `compress.bench.backends.base`. Only the standard library, numpy and what the task's backend needs
+are imported, so that it starts fast, nothing else competes, and its memory is that of the backend.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import math
 import os
@@ -22,12 +25,10 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
-import onnxruntime
+from compress.bench.backends.base import MODULES, Backend, Call, Task, UnavailableError, random_feed
 
 LEAST_CALLS = 5
 WINDOW_SECONDS = 0.02
@@ -37,47 +38,8 @@ WAKE_UP_CALLS = 2
 IDLE_SLICE_SECONDS = 0.005
 SETTLE_SECONDS = 2.0
 
-Call = Callable[[], object]
-
-
-def load(path: str, threads: int, batch_size: int) -> tuple[Call | None, int | None]:
-    """Make a session and its inputs: random ones for float32, zeros for int64.
-
-    Zero is an index that every table has, and how long a lookup takes hardly depends on the row.
-
-    Args:
-        path: The ONNX file.
-        threads: Threads of a call.
-        batch_size: Fills the open first dimension of every input.
-
-    Returns:
-        What runs the model once and None; or None and the model's own batch size, where that is another.
-
-    Raises:
-        ValueError: where an input is neither float32 nor int64, or has an open dimension besides the batch.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    random = np.random.default_rng(0)
-    feed: dict[str, Any] = {}
-    for value in session.get_inputs():
-        if value.type not in ("tensor(float)", "tensor(int64)"):
-            raise ValueError(f"input '{value.name}' must be float32 or int64, it is {value.type}")
-        if not value.shape or not all(isinstance(size, int) for size in value.shape[1:]):
-            raise ValueError(
-                f"input '{value.name}' may leave only its first dimension open, its shape is {value.shape}"
-            )
-        batch, *rest = value.shape
-        if isinstance(batch, int) and batch != batch_size:
-            return None, batch
-        shape = (batch_size, *rest)
-        is_float = value.type == "tensor(float)"
-        feed[value.name] = random.standard_normal(shape, np.float32) if is_float else np.zeros(shape, np.int64)
-    return lambda: session.run(None, feed), None
+_NEEDS = {"openvino": "openvino is not installed: pip install 'compress[openvino]'"}
+"""What to say where a library that comes with no plain installation is missing."""
 
 
 def sample(call: Call, seconds: float) -> list[int]:
@@ -85,9 +47,7 @@ def sample(call: Call, seconds: float) -> list[int]:
     samples: list[int] = []
     left = int(seconds * 1e9)
     while left > 0 or len(samples) < LEAST_CALLS:
-        start = time.perf_counter_ns()
-        call()
-        samples.append(time.perf_counter_ns() - start)
+        samples.append(max(1, call()))  # a coarse clock may show no time at all
         left -= samples[-1]
     return samples
 
@@ -109,12 +69,12 @@ def measure(call: Call, seconds: float) -> list[int]:
 
 
 def settle() -> None:
-    """Wait until the session's threads sleep.
+    """Wait until the process's threads sleep.
 
-    After a call they spin for work about a million times (20 to 45 ms on this code's first machine, up to 0.5 s
-    elsewhere: ONNX Runtime pull request 27916), then block until the next call and cost nothing. Spinning is left on,
-    as users have it; what must not be is that it reaches into another worker's turn. How long it takes differs by CPU
-    and version, hence the CPU time of the process tells.
+    After a call ONNX Runtime's spin for work about a million times (20 to 45 ms on this code's first machine, up to 0.5 s
+    elsewhere: ONNX Runtime pull request 27916), then block until the next call and cost nothing; those of other libraries
+    do alike. Spinning is left on, as users have it; what must not be is that it reaches into another worker's turn. How
+    long it takes differs by CPU and version, hence the CPU time of the process tells.
     """
     idle, end = 0, time.monotonic() + SETTLE_SECONDS
     # Twice in a row: a spinning thread that had to wait for a core looks idle for a moment.
@@ -124,30 +84,108 @@ def settle() -> None:
         idle = idle + 1 if time.process_time() - before < IDLE_SLICE_SECONDS / 5 else 0
 
 
+def peak_memory() -> int | None:
+    """Largest resident memory of this process so far, bytes; None where the system does not tell.
+
+    Linux counts into `ru_maxrss` what the parent held when it started this process; the high-water mark of the address
+    space, which begins anew with a program, does not have that.
+    """
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return None
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024
+
+
+def import_backend(task: Task) -> Backend:
+    """The module of a backend.
+
+    Raises:
+        UnavailableError: where its library is not installed, or does not work.
+    """
+    # Last, so that they hide neither the standard library nor an installed package.
+    sys.path += [path for path in task.import_paths if path not in sys.path]
+    try:
+        # By name: a digest of this module's code must not take in all that the backends import.
+        return cast("Backend", importlib.import_module(MODULES[task.backend]))
+    except ImportError as error:
+        raise UnavailableError(_NEEDS.get(error.name or "", f"{task.backend}: {one_line(error)}")) from error
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line: its first, and the next one where that only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    announces = lines[0].endswith(":") and len(lines) > 1
+    return f"{lines[0]} {lines[1]}" if announces else lines[0]
+
+
 class Worker:
     """Answers requests, one after the other."""
 
     def __init__(self) -> None:
+        self._task: Task | None = None
+        self._backend: Backend | None = None
         self._call: Call | None = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Do what is asked; the session's threads sleep when it returns."""
-        result = self._do(request)
+        """Do what is asked; the threads of the process sleep when it returns."""
+        try:
+            result = self._do(request)
+        except Exception as error:  # noqa: BLE001 (a backend, and a user's model, may raise anything)
+            result = {"error": self._placeless(one_line(error)), "is_unavailable": isinstance(error, UnavailableError)}
         settle()
         return result
 
     def _do(self, request: dict[str, Any]) -> dict[str, Any]:
+        if request["do"] == "memory":
+            return {"peak_bytes": peak_memory()}
+        if request["do"] == "prepare":
+            given = request["task"]
+            task = Task(**given | {key: tuple(given[key]) for key in ("trusted", "import_paths")})
+            self._task, self._backend = task, import_backend(task)
+            self._backend.prepare(task)
+            return {}
         if request["do"] == "load":
-            self._call, fixed_batch = load(request["path"], request["threads"], request["batch_size"])
-            return {"fixed_batch": fixed_batch}
+            return self._load()
+        if request["do"] not in ("warm_up", "measure"):
+            raise ValueError(f"unknown request '{request['do']}'")
         if self._call is None:
             raise ValueError("no model is loaded")
         if request["do"] == "warm_up":
             warm_up(self._call)
             return {}
-        if request["do"] == "measure":
-            return {"nanoseconds": measure(self._call, request["seconds"])}
-        raise ValueError(f"unknown request '{request['do']}'")
+        return {"nanoseconds": measure(self._call, request["seconds"])}
+
+    def _load(self) -> dict[str, Any]:
+        if self._backend is None or self._task is None:
+            raise ValueError("no backend is prepared")
+        start = time.perf_counter_ns()
+        model = self._backend.load(self._task)
+        loaded = time.perf_counter_ns()
+        call = model.bind(random_feed(model.inputs, self._task.batch_size))
+        bound = time.perf_counter_ns()
+        call()
+        # By the clock: what a device's events measure leaves out what the CPU does before, such as compiling.
+        cold = loaded - start + time.perf_counter_ns() - bound
+        self._call = call
+        # Collecting would show as outliers from here on, and cost nothing to do without: a call leaves no cycles.
+        gc.collect()
+        gc.disable()
+        return {"provider": model.provider, "precision": model.precision, "cold_start_ns": cold}
+
+    def _placeless(self, text: str) -> str:
+        """Without the folders of this machine."""
+        places = [self._task.path, self._task.checkpoint or ""] if self._task else []
+        for place in filter(None, places):
+            text = text.replace(place, Path(place).name)
+        return text
 
 
 def main() -> None:
@@ -157,19 +195,12 @@ def main() -> None:
     # Libraries that print must not break the protocol: their standard output becomes standard error.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    onnxruntime.set_default_logger_severity(3)
-    gc.disable()
     worker = Worker()
     for line in sys.stdin:
         request = json.loads(line)
         if request["do"] == "quit":
             break
-        try:
-            result = worker.answer(request)
-        except Exception as error:  # noqa: BLE001 (ONNX Runtime's errors share no other base)
-            text = str(error) or type(error).__name__
-            path = request.get("path", "")
-            result = {"error": text.replace(path, Path(path).name) if path else text}
+        result = worker.answer(request)
         print(json.dumps(result), file=answers, flush=True)
 
 

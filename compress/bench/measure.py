@@ -1,4 +1,4 @@
-"""Measure a checkpoint, every one the same way: accuracy, parameters, MACs and the bytes of its ONNX file."""
+"""Measure a checkpoint, every one the same way: its answers on both held-out splits, MACs, and the size of its ONNX file."""
 
 from __future__ import annotations
 
@@ -8,16 +8,25 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from compress.bench.accuracy import accuracy, correct_in_onnx, correct_in_torch, pack
+from compress.bench.accuracy import (
+    Evaluation,
+    accuracy,
+    check_classes,
+    evaluate_in_onnx,
+    evaluate_in_torch,
+    quality,
+)
+from compress.bench.size import measure_size, precision_of
 from compress.checkpoint import Checkpoint
-from compress.data.base import Dataset
+from compress.data.base import Dataset, Split
 from compress.events import Progress
 from compress.files import readable_json, sha256_of, write_file
 from compress.manifest import FP32_ONNX, INT8_ONNX, MODEL_ONNX
+from compress.measured import METRICS, Measurement, SplitAccuracy, SplitQuality
 from compress.models.cost import macs, parameters
 from compress.onnx_io.convert import serialized
 from compress.onnx_io.float_graph import float_graph
-from compress.results import METRICS, Measurement, SplitAccuracy
+from compress.packed import pack_answers, pack_confidences
 
 MEASURED_ONNX = "measured.onnx"
 
@@ -46,33 +55,42 @@ def measure(checkpoint: Checkpoint, key: dict[str, JsonValue], bench: Bench) -> 
         bench: data and device.
 
     Raises:
+        CompressError: where the data has more classes than answers can be kept of.
         ExportError: where the model cannot be converted to ONNX or does not run there.
+        ModelError: where it does not answer one logit per class.
     """
+    data = bench.data
+    check_classes(len(data.classes))
     model = checkpoint.build(bench.trusted)
-    example = tuple(each.zeros(1) for each in bench.data.inputs)
-    file = deployed_file(checkpoint)
-    splits = {"validation": bench.data.validation, "test": bench.data.test}
-    if file is None:
-        file = checkpoint.path / MEASURED_ONNX
-        write_file(file, serialized(float_graph(checkpoint, model, bench.data.inputs)))
-        correct = {
-            name: correct_in_torch(model, split, bench.batch_size, bench.device, bench.progress)
-            for name, split in splits.items()
-        }
-    else:
-        correct = {
-            name: correct_in_onnx(file, split, bench.batch_size, bench.threads, bench.progress)
-            for name, split in splits.items()
-        }
+    deployed = deployed_file(checkpoint)
+    file = deployed or checkpoint.path / MEASURED_ONNX
+    if deployed is None:
+        write_file(file, serialized(float_graph(checkpoint, model, data.inputs)))
+
+    def evaluate(split: Split) -> Evaluation:
+        if deployed is None:
+            return evaluate_in_torch(model, split, len(data.classes), bench.batch_size, bench.device, bench.progress)
+        return evaluate_in_onnx(deployed, split, len(data.classes), bench.batch_size, bench.threads, bench.progress)
+
+    validation, test = evaluate(data.validation), evaluate(data.test)
+    found = {"validation": validation.answers, "test": test.answers}
     measurement = Measurement(
         key=key,
-        precision="fp32" if checkpoint.file(MODEL_ONNX) is None and "int8" not in file.name else "int8",
-        accuracy=SplitAccuracy(validation=accuracy(correct["validation"]), test=accuracy(correct["test"])),
-        correct={name: pack(hits) for name, hits in correct.items()},
+        precision=precision_of(file),
+        accuracy=SplitAccuracy(
+            validation=accuracy(validation.answers.classes == data.validation.labels.numpy()),
+            test=accuracy(test.answers.classes == data.test.labels.numpy()),
+        ),
+        quality=SplitQuality(
+            validation=quality(validation, data.validation.labels.numpy(), len(data.classes)),
+            test=quality(test, data.test.labels.numpy(), len(data.classes)),
+        ),
+        answers={name: pack_answers(answers.classes) for name, answers in found.items()},
+        confidences={name: pack_confidences(answers.confidences) for name, answers in found.items()},
         parameters=parameters(model),
-        macs=macs(model, example),
+        macs=macs(model, tuple(each.zeros(1) for each in data.inputs)),
         model=file.name,
-        size_bytes=file.stat().st_size,
+        size=measure_size(file),
         sha256=sha256_of(file),
     )
     write_file(checkpoint.path / METRICS, readable_json(measurement.model_dump(mode="json")))

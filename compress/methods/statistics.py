@@ -152,6 +152,56 @@ def median_interval(values: Sequence[float] | NDArray[np.float64]) -> tuple[floa
     return float(np.median(ordered)), float(ordered[rank - 1]), float(ordered[-rank])
 
 
+TELLABLE = 1.05
+"""A repeat of the same thing should not look this many times faster or slower than the thing."""
+_BIASED = 1.03
+
+
+def paired_ratio(
+    numerator: Sequence[float] | NDArray[np.float64], denominator: Sequence[float] | NDArray[np.float64]
+) -> tuple[float, float, float]:
+    """Ratio of two things that were measured in pairs, such as in rounds, with its interval.
+
+    Each pair gives a ratio, which whatever slowed both of them leaves alone; of their logarithms `median_interval` is
+    taken, so that swapping the two gives the inverse of each number.
+
+    Args:
+        numerator: Positive numbers, at least one.
+        denominator: As many, in the order of the pairs.
+
+    Returns:
+        Median ratio, lower and upper end.
+
+    Raises:
+        ValueError: where the two have different lengths, or hold anything but positive finite numbers.
+    """
+    above, below = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
+    if above.ndim != 1 or above.shape != below.shape:
+        raise ValueError(f"both must be vectors of one length, got {above.shape} and {below.shape}")
+    if not (np.isfinite(above) & (above > 0) & np.isfinite(below) & (below > 0)).all():
+        raise ValueError("a ratio needs positive finite numbers")
+    median, low, high = median_interval(np.log(above) - np.log(below))
+    return math.exp(median), math.exp(low), math.exp(high)
+
+
+def tellable_difference(low: float, high: float) -> float:
+    """Least difference that can be told where equal things gave a ratio with this interval (A/A), as a fraction.
+
+    It is how far the interval reaches from 1, upwards or downwards: the ratio of two things that differ by less has an
+    interval like this one around it, which 1 then lies in. One A/A test estimates it; it promises nothing exact.
+    """
+    return max(high, 1 / low, 1.0) - 1
+
+
+def is_noisy_repeat(low: float, high: float) -> bool:
+    """Whether a ratio of equal things with this interval (A/A) says that differences of 5 % cannot be told.
+
+    They cannot where the interval reaches further than 5 % from 1; nor where it excludes 1 by more than 3 %: then something
+    kept the two apart through all rounds, and may as well hide or feign what another comparison shows.
+    """
+    return tellable_difference(low, high) > TELLABLE - 1 or low > _BIASED or high < 1 / _BIASED
+
+
 def _median_rank(n: int) -> int:
     """The largest k >= 1 with P(B < k) <= 2.5 %, B ~ Binomial(n, 1/2); 1 where there is none."""
     # Ratios of neighbours, as logarithms: C(n, i+1) / C(n, i) = (n - i) / (i + 1). The half below the median suffices.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from compress.measured import Latency, PairedDifference, Ratio, Repeat
 from compress.report import text
-from compress.results import Latency, Results, Row
+from compress.results import Results, Row
 
 
 @dataclass(frozen=True, order=True)
@@ -27,7 +28,7 @@ class Setting:
     @property
     def load(self) -> str:
         """Batch and threads in words."""
-        return f"batch {self.batch_size}, {text.plural(self.threads, 'thread')}"
+        return load_words(self.batch_size, self.threads)
 
     @property
     def place(self) -> str:
@@ -35,20 +36,9 @@ class Setting:
         return text.plain(f"{self.device}, {self.backend}, {self.provider}")
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Latency of a row beside the reference's in the same setting."""
-
-    ratio: float | None
-    """Reference's median over the row's: above 1 is faster."""
-    is_clear: bool
-    """Whether the intervals of the two medians lie apart."""
-
-    def __str__(self) -> str:
-        """In words; an unclear ratio is not worth a figure."""
-        if self.ratio is None or self.is_clear:
-            return text.times(self.ratio, "faster", "slower", "as fast")
-        return "no clear difference"
+def load_words(batch_size: int, threads: int) -> str:
+    """Batch and threads in words."""
+    return f"batch {batch_size}, {text.plural(threads, 'thread')}"
 
 
 def ratio(numerator: float, denominator: float) -> float | None:
@@ -56,6 +46,25 @@ def ratio(numerator: float, denominator: float) -> float | None:
     if not (math.isfinite(numerator) and math.isfinite(denominator)) or numerator <= 0 or denominator <= 0:
         return None
     return numerator / denominator
+
+
+def is_clear(measured: Ratio) -> bool:
+    """Whether the interval of a ratio of times leaves 1 out: only then is one of the two faster."""
+    return measured.low > 1 or measured.high < 1
+
+
+def speed(measured: Ratio | None) -> str:
+    """A ratio of times in words; one that is not clear is not worth a figure."""
+    if measured is None:
+        return text.MISSING
+    return text.times(measured.value, "faster", "slower", "as fast") if is_clear(measured) else "no clear difference"
+
+
+def speed_span(measured: Ratio) -> str:
+    """The interval of a ratio of times, turned round where `speed` says 'slower'."""
+    if is_clear(measured) and measured.value < 1 and measured.low > 0:
+        return text.factor_span(1 / measured.high, 1 / measured.low)
+    return text.factor_span(measured.low, measured.high)
 
 
 def reference_index(results: Results) -> int:
@@ -84,7 +93,7 @@ def latencies(row: Row, setting: Setting) -> tuple[Latency, ...]:
 
 
 def main_setting(results: Results) -> Setting | None:
-    """The setting that the headline and the chart show: smallest batch, then most threads.
+    """The setting that the headline and the charts show: smallest batch, then most threads.
 
     Fixed, so that it cannot be the most flattering one; measured for the last row and the reference, or else None.
     """
@@ -94,23 +103,25 @@ def main_setting(results: Results) -> Setting | None:
     return min(both, key=lambda setting: (setting.batch_size, -setting.threads, setting), default=None)
 
 
+def repeat(results: Results, setting: Setting) -> Repeat | None:
+    """The reference against itself (A/A) in a setting, where that was measured."""
+    asked = (setting.device, setting.backend, setting.batch_size, setting.threads)
+    found = (one for one in results.repeats if (one.device, one.backend, one.batch_size, one.threads) == asked)
+    return next(found, None)
+
+
 def smaller(row: Row, reference: Row) -> float | None:
     """Times that `row` is smaller on disk than the reference."""
     return ratio(reference.size_bytes, row.size_bytes)
 
 
-def speed(latency: Latency, reference: Row) -> Speed:
-    """How much faster than the reference, in the setting of `latency`."""
-    measured = latencies(reference, Setting.of(latency))
-    if not measured:
-        return Speed(None, is_clear=False)
-    base = measured[0]
-    apart = latency.high_ms < base.low_ms or base.high_ms < latency.low_ms
-    return Speed(ratio(base.median_ms, latency.median_ms), is_clear=apart)
-
-
 def points(results: Results, row: Row) -> float:
     """Validation accuracy of `row` minus the reference's, points."""
-    if row is results.rows[-1] and results.difference is not None:
-        return results.difference.points
+    if row.comparison is not None:
+        return row.comparison.validation.points
     return row.accuracy.validation.percent - results.reference_row().accuracy.validation.percent
+
+
+def is_sure(difference: PairedDifference) -> bool:
+    """Whether the interval of a difference leaves 0 out."""
+    return difference.low > 0 or difference.high < 0

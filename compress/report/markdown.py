@@ -1,4 +1,4 @@
-"""The report as Markdown, in GitHub's flavour."""
+"""The report as Markdown, in GitHub's flavour: the figures that a pull request needs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 
 from compress.report import text
-from compress.report.summary import Facts, Summary
+from compress.report.charts.kinds import words
+from compress.report.sections.parts import Facts, Table
+from compress.report.summary import Summary
 
 # An underscore inside a word means nothing in Markdown, and names are full of them.
 _SPECIAL = re.compile(r"[\\`*{}\[\]#|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
@@ -16,13 +18,13 @@ def render_markdown(summary: Summary) -> str:
     """The whole document."""
     sections = (
         _head(summary),
-        _rows(summary),
+        _stages(summary),
+        _quality(summary),
+        _nodes(summary),
         _artifact(summary),
         _facts("Warnings", summary.warnings),
         _facts("Notes", summary.notes),
         _reproduce(summary),
-        _facts("Machine", summary.machine),
-        _facts("What the figures mean", summary.definitions),
     )
     return "\n\n".join(block for section in sections for block in section) + "\n"
 
@@ -40,28 +42,65 @@ def fenced(content: str, language: str = "") -> str:
     return f"{fence}{language}\n{content}\n{fence}"
 
 
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> str:
-    lines = [titles, [align] * len(titles), *rows]
-    lines[1] = [":--", *lines[1][1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def table(content: Table) -> str:
+    """A table: figures to the right, what qualifies them in lines below."""
+    align = [":--" if index == 0 or title in content.words else "--:" for index, title in enumerate(content.columns)]
+    rows = []
+    for line in content.lines:
+        label = f"**{escape(line.label)}**" if line.is_reference else escape(line.label)
+        tags = f" ({escape(', '.join(line.tags))})" if line.tags else ""
+        rows.append([label + tags, *("<br>".join(map(escape, (cell.figure, *cell.details))) for cell in line.cells)])
+    return _grid([escape(title) for title in content.columns], align, rows)
+
+
+def _grid(titles: Sequence[str], align: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (titles, align, *rows))
+
+
+def _folded(title: str, *blocks: str) -> Iterable[str]:
+    yield f"<details>\n<summary>{title}</summary>"
+    yield from blocks
+    yield "</details>"
 
 
 def _head(summary: Summary) -> Iterable[str]:
-    yield f"# {escape(summary.name)}"
-    yield f"**{escape(summary.headline)}**"
-    yield f"{escape(summary.subject)}, {escape(summary.created)}."
-    if summary.verdict is not None:
-        yield f"**{escape(summary.verdict.title)}.** {escape(summary.verdict.explanation)}"
+    head = summary.head
+    yield f"# {escape(head.name)}"
+    yield f"**{escape(head.headline)}**"
+    yield f"{escape(head.subject)}, {escape(head.created)}."
+    if head.verdict is not None:
+        yield f"**{escape(head.verdict.title)}.** {escape(head.verdict.explanation)}"
+    if head.caution:
+        yield f"**Latency: caution.** {escape(head.caution)}"
+    if head.trust:
+        yield escape(head.trust)
 
 
-def _rows(summary: Summary) -> Iterable[str]:
-    yield "## Measured after each stage"
-    rows = []
-    for line in summary.lines:
-        label = f"**{escape(line.label)}**" if line.is_reference else escape(line.label)
-        cells = (", ".join((cell.figure, *cell.details)) for cell in line.cells)
-        rows.append([f"{label} ({', '.join(line.tags)})", *(escape(cell) for cell in cells)])
-    yield _table(["Stage", *(escape(title) for title in summary.columns)], rows, "--:")
+def _stages(summary: Summary) -> Iterable[str]:
+    yield "## Stage by stage"
+    yield table(summary.stages.table)
+    if summary.stages.latency is not None:
+        yield from _folded("Latency in every setting", table(summary.stages.latency))
+    if summary.stages.start is not None:
+        yield from _folded("Start, memory and slow calls", table(summary.stages.start))
+    if summary.stages.repeats is not None:
+        yield from _folded("The reference against itself", table(summary.stages.repeats))
+
+
+def _quality(summary: Summary) -> Iterable[str]:
+    yield "## Quality of the answers"
+    yield escape(summary.answers.sentence)
+    if summary.changed is not None:
+        yield escape(summary.changed.counted)
+    yield from _folded("All measures", table(summary.answers.overall))
+
+
+def _nodes(summary: Summary) -> Iterable[str]:
+    if not summary.layers.bars:
+        return
+    yield "## Time by operator"
+    yield "\n".join(f"- **{escape(bar.label)}:** {escape(words(bar))}" for bar in summary.layers.bars)
+    yield from _folded("Operators", *(table(operators) for _, operators in summary.layers.operators))
 
 
 def _artifact(summary: Summary) -> Iterable[str]:
@@ -73,7 +112,7 @@ def _artifact(summary: Summary) -> Iterable[str]:
         [f"**{escape(file.name)}**" if file.is_model else escape(file.name), escape(file.size), escape(file.sha256)]
         for file in summary.files
     ]
-    yield _table(["File", "Size", "SHA-256"], rows, ":--")
+    yield _grid(["File", "Size", "SHA-256"], [":--", "--:", ":--"], rows)
     if summary.checks:
         yield _list(summary.checks)
 
@@ -89,14 +128,12 @@ def _list(facts: Facts) -> str:
 
 
 def _reproduce(summary: Summary) -> Iterable[str]:
+    origin = summary.reproduce
     yield "## How to reproduce"
-    yield fenced(summary.command, "sh")
-    yield _list(summary.conditions)
+    yield fenced(origin.command, "sh")
+    yield _list((*origin.conditions, *origin.machine))
     yield "The digests of the checkpoints tell whether two runs agree."
-    yield "<details>\n<summary>Settings, every default spelled out</summary>"
-    yield fenced(summary.settings_json, "json")
-    yield "</details>"
-    yield "<details>\n<summary>Checkpoints</summary>"
-    rows = [[escape(value) for value in checkpoint] for checkpoint in summary.checkpoints]
-    yield _table(["Stage", "Folder", "Digest"], rows, ":--")
-    yield "</details>"
+    yield from _folded("Settings, every default spelled out", fenced(origin.settings_json, "json"))
+    rows = [[escape(value) for value in checkpoint] for checkpoint in origin.checkpoints]
+    yield from _folded("Checkpoints", _grid(["Stage", "Folder", "Digest"], [":--"] * 3, rows))
+    yield from _folded("What the figures mean", _list(summary.definitions))

@@ -7,11 +7,15 @@ from xml.etree import ElementTree as ET
 
 # matplotlib knows no custom properties, so it draws in placeholders that stand for the page's colours.
 INK, QUIET, MARK, RULE = "#010101", "#010102", "#010103", "#010104"
+WARM, SOFT, PAPER = "#010105", "#010106", "#010107"
 _COLOURS = {
     INK: "currentColor",
     QUIET: "var(--quiet, #75808a)",
     MARK: "var(--mark, #2f86c8)",
     RULE: "var(--rule, #b8c0c6)",
+    WARM: "var(--warm, #a85a00)",
+    SOFT: "var(--soft, #8d99a3)",
+    PAPER: "var(--panel, #ffffff)",
 }
 _REFERENCE = re.compile(r"#([A-Za-z][\w.-]*)")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections.abc import Callable
+from datetime import UTC, datetime
 
 MISSING = "—"
 
@@ -19,9 +21,9 @@ def percent(value: float) -> str:
     return f"{value:.2f} %"
 
 
-def signed(value: float) -> str:
+def signed(value: float, decimals: int = 2) -> str:
     """Difference with its sign; no sign where it rounds to zero."""
-    text = f"{abs(value):.2f}"
+    text = f"{abs(value):.{decimals}f}"
     if float(text) == 0:
         return text
     return ("+" if value > 0 else "−") + text
@@ -54,6 +56,20 @@ def milliseconds(value: float) -> str:
     return f"{value:.{decimals_of(value)}f} ms"
 
 
+def moment(iso: str) -> str:
+    """A moment of ISO 8601 to the minute, UTC; what is none stays as it is."""
+    try:
+        at = datetime.fromisoformat(iso)
+    except ValueError:
+        return plain(iso)
+    return f"{at.astimezone(UTC) if at.tzinfo else at:%Y-%m-%d %H:%M} UTC"
+
+
+def rate(per_second: float) -> str:
+    """A throughput to three digits."""
+    return f"{per_second:,.{min(2, decimals_of(per_second))}f}"
+
+
 def duration(seconds: float) -> str:
     """Time a stage took."""
     if seconds < 10:
@@ -72,14 +88,56 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def factor(ratio: float) -> str:
+    """A ratio as it never goes below one: 0.5 is '2.0×', like 2."""
+    value = max(ratio, 1 / ratio)
+    decimals = 2 if value < 1.095 else 1 if value < 99.95 else 0
+    return f"{value:,.{decimals}f}×"
+
+
+def factor_span(low: float, high: float) -> str:
+    """Interval of a ratio, with a decimal more than the ratio itself."""
+    decimals = 2 if high < 9.995 else 1 if high < 999.5 else 0
+    return f"{low:,.{decimals}f}× to {high:,.{decimals}f}×"
+
+
 def times(ratio: float | None, more: str, less: str, same: str) -> str:
     """A ratio in words that never go below one: 0.5 of 'faster' is '2.0× slower'."""
     if ratio is None:
         return MISSING
-    factor = max(ratio, 1 / ratio)
-    decimals = 2 if factor < 1.095 else 1 if factor < 99.95 else 0
-    text = f"{factor:,.{decimals}f}"
-    return same if text == "1.00" else f"{text}× {more if ratio > 1 else less}"
+    words = factor(ratio)
+    return same if words == "1.00×" else f"{words} {more if ratio > 1 else less}"
+
+
+def signed_span(low: float, high: float) -> str:
+    """Interval of a difference."""
+    return f"{signed(low)} to {signed(high)}"
+
+
+def signed_scaled(words: Callable[[float], str], value: float) -> str:
+    """A change of something that `words` prints only without a sign, such as a size."""
+    told = words(abs(value))
+    if told == words(0):
+        return told
+    return ("+" if value > 0 else "−") + told
+
+
+def short(name: str, length: int) -> str:
+    """A name of at most `length` characters, cut where it is longer."""
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def share(part: float, whole: float) -> str:
+    """Part of a whole in percent, without idle decimals."""
+    if whole <= 0:
+        return MISSING
+    value = 100 * part / whole
+    return f"{value:.0f} %" if value >= 9.95 or value == 0 else f"{value:.1f} %"
+
+
+def p_value(value: float) -> str:
+    """A probability, of which tiny ones need no digits."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}" if value < 0.1 else f"p = {value:.2f}"
 
 
 def change(points: float) -> str:

@@ -1,32 +1,31 @@
-"""Accuracy against latency and against size, as inline SVG.
-
-One drawing per panel, so that a page sets them side by side where there is room and one above the other on a phone.
-Colours are the page's own: `currentColor` and its custom properties, so that both themes are readable.
-"""
+"""Accuracy against latency and against size."""
 
 from __future__ import annotations
 
-import io
-import warnings
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from compress.report import figures, text
+from compress.report.charts.canvas import FONT_SIZE, WIDTH, add_axes, bytes_words, calm, draw, even_ticks, tick
 from compress.report.labels import Box, place, width_of
-from compress.report.svg import INK, MARK, QUIET, RULE, inline_svg
+from compress.report.svg import INK, MARK, QUIET
 from compress.results import Results
 
-FONT_SIZE = 10.0
-WIDTH, HEIGHT = 370.0, 300.0  # points
+HEIGHT = 290.0  # points
+LEFT, RIGHT = 54.0, 16.0
+_ROOM = 52.0
+"""Points left of the smallest figure, so that the name of the result can stand above its mark."""
 LOG_FROM = 4.0
 """Span (largest over smallest) from which an axis is logarithmic."""
 LABEL_LENGTH = 24
+_SAME = 4.0
+"""Points below which two marks are one to the eye, and share a name."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Point:
     is_off_scale: bool
 
 
-def draw_charts(results: Results) -> Charts:
+def draw_costs(results: Results) -> Charts:
     """The panel of latency, where it was measured, and the panel of size."""
     limits = _accuracy_limits(results)
     setting = figures.main_setting(results)
@@ -65,9 +64,9 @@ def draw_charts(results: Results) -> Charts:
             for index, here in measured
             if here
         ]
-        panels.append(_draw("latency", f"Latency, {setting.load}", text.milliseconds, points, limits))
+        panels.append(_panel("latency", f"Latency, {setting.load}", text.milliseconds, points, limits))
     sizes = [_point(results, index, (float(row.size_bytes),) * 3, limits) for index, row in enumerate(results.rows)]
-    panels.append(_draw("size", "Size of the ONNX file", lambda value: text.size(round(value)), sizes, limits))
+    panels.append(_panel("size", "Size of the ONNX file", bytes_words, sizes, limits))
     caption = (
         "Up and to the left is better. Filled: validation accuracy with its 95 % interval; hollow: test accuracy. "
         "The diamond is the reference."
@@ -106,25 +105,17 @@ def _point(results: Results, index: int, x: tuple[float, float, float], limits: 
     )
 
 
-def _draw(
+def _panel(
     name: str, x_title: str, x_text: Callable[[float], str], points: Sequence[Point], limits: tuple[float, float]
 ) -> str:
-    # From the defaults, so that a user's own matplotlib settings change nothing.
-    style: dict[Any, Any] = {key: mpl.rcParamsDefault[key] for key in mpl.rcParamsDefault if "backend" not in key}
-    style |= {"svg.hashsalt": f"compress-{name}", "svg.fonttype": "none", "font.size": FONT_SIZE}
-    buffer = io.StringIO()
-    with mpl.rc_context(style), warnings.catch_warnings():
-        # Text stays text and the reader's fonts draw it, so what matplotlib's own font lacks does not matter.
-        warnings.filterwarnings("ignore", message="Glyph")
-        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), dpi=72)
-        axes = figure.add_axes((54 / WIDTH, 40 / HEIGHT, 1 - 70 / WIDTH, 1 - 68 / HEIGHT))
+    def paint(figure: Figure) -> None:
+        axes = add_axes(figure, LEFT, 40, RIGHT, 30)
         _frame(axes, x_title, x_text, points, limits)
         _marks(axes, points)
         _labels(axes, points)
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    figures_told = "; ".join(f"{point.label}: {text.percent(point.y)} at {x_text(point.x)}" for point in points)
-    return inline_svg(buffer.getvalue(), name, f"Validation accuracy against {x_title.lower()}", figures_told)
+
+    told = "; ".join(f"{point.label}: {text.percent(point.y)} at {x_text(point.x)}" for point in points)
+    return draw(name, HEIGHT, paint, f"Validation accuracy against {x_title.lower()}", told)
 
 
 def _frame(
@@ -137,34 +128,21 @@ def _frame(
     low, high = min(point.x_low for point in points), max(point.x_high for point in points)
     if low > 0 and high / low > LOG_FROM:
         axes.set_xscale("log")
-        axes.set_xlim(low / 1.35, high * 1.35)
+        right = high * 1.35
+        axes.set_xlim(low / (right / low) ** (_ROOM / (WIDTH - LEFT - RIGHT - _ROOM)), right)
         subs = (1.0, 2.0, 5.0) if high / low < 100 else (1.0,)
         axes.xaxis.set_major_locator(LogLocator(subs=subs))
         axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(x_text(value))))
     else:
         axes.set_xlim(0, (high * 1.15) or 1.0)
-        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(x_text(value))))
+        even_ticks(axes, x_text)
     axes.set_ylim(*limits)
     ticks = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(*limits)
     axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if 0 <= tick <= 100]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
     axes.set_xlabel(x_title, color=QUIET)
-    axes.set_title("Accuracy on validation and test", loc="left", fontsize=FONT_SIZE, color=QUIET, x=-46 / (WIDTH - 70))
-    axes.grid(visible=True, color=RULE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelcolor=QUIET, pad=5)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(QUIET)
-
-
-def _tick(words: str) -> str:
-    """A tick's figure without idle zeros: '0.200 ms' is '0.2 ms'."""
-    figure, _, unit = words.partition(" ")
-    if "." in figure:
-        figure = figure.rstrip("0").rstrip(".")
-    return f"{figure} {unit}"
+    calm(axes, "Accuracy on validation and test", LEFT)
 
 
 def _marks(axes: Axes, points: Sequence[Point]) -> None:
@@ -202,18 +180,22 @@ def _labels(axes: Axes, points: Sequence[Point]) -> None:
     anchors: list[tuple[float, float]] = []
     taken: list[Box] = []
     for point in reversed(points):  # the result is named first, so it gets the best place
-        name = point.label if len(point.label) <= LABEL_LENGTH else point.label[: LABEL_LENGTH - 1] + "…"
+        name = text.short(point.label, LABEL_LENGTH)
         if point.is_off_scale:
             name += f", {text.percent(point.y)}"
         x, y = anchor = at(point.x, _edge(axes) if point.is_off_scale else point.y)
-        names.append(name)
-        anchors.append(anchor)
         taken.append(Box(x - 5, y - 5, x + 5, y + 5))
         if not point.is_off_scale:
             taken.append(Box(x - 1.5, at(point.x, point.y_low)[1], x + 1.5, at(point.x, point.y_high)[1]))
             taken.append(Box(at(point.x_low, point.y)[0], y - 1, at(point.x_high, point.y)[0], y + 1))
             test = at(point.x, point.test)[1]
             taken.append(Box(x - 4, test - 4, x + 4, test + 4))
+        same = next((index for index, other in enumerate(anchors) if math.dist(anchor, other) < _SAME), None)
+        if same is not None and len(names[same]) + len(name) <= LABEL_LENGTH:
+            names[same] = f"{name}, {names[same]}"
+        else:
+            names.append(name)
+            anchors.append(anchor)
     frame = axes.get_window_extent()
     inside = Box(frame.x0, frame.y0, frame.x1, frame.y1)
     sizes = [(width_of(name, FONT_SIZE), 1.15 * FONT_SIZE) for name in names]

@@ -1,0 +1,562 @@
+"""`compress bench`: targets, options, what is measured of them, and the tables."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from report_examples import (
+    example_latency,
+    example_machine,
+    example_repeat,
+    example_results,
+)
+from rich.console import Console
+
+from compress import cli, load_pipeline
+from compress.bench.latency import Measured
+from compress.bench.measure import Bench
+from compress.bench.measure import measure as measure_checkpoint
+from compress.bench_console import bench_tables
+from compress.benchmark import BenchSettings, bench
+from compress.config import LatencyConfig
+from compress.console import make_console
+from compress.distinct import distinct
+from compress.errors import CompressError
+from compress.events import Silent
+from compress.files import sha256_of
+from compress.measured import NotMeasured
+from compress.options import chosen, latency_config, writable
+from compress.results import BenchResults, Target
+from compress.targets import resolve
+
+ONE_CALL = LatencyConfig(batch_sizes=(1,), threads=(1,), rounds=3, seconds=0.001)
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path, monkeypatch, one_thread):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in ("FORCE_COLOR", "COLUMNS", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+class Recorded(Silent):
+    """Remembers notes and warnings."""
+
+    def __init__(self):
+        self.notes, self.warnings = [], []
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def warn(self, text):
+        self.warnings.append(text)
+
+
+@pytest.fixture(scope="session")
+def quantized(shared_workshop, trained):
+    return shared_workshop.run(trained, "quantize", calibration={"samples": 32})
+
+
+@pytest.fixture(scope="session")
+def models(shared_workshop, trained, quantized, tiny, tmp_path_factory):
+    """The trained tiny model and its int8 version: as checkpoints that were measured, and as a run of two rows."""
+    folder = tmp_path_factory.mktemp("project")
+    bench = Bench(shared_workshop.dataset, "cpu", 1, 32, {tiny.factory}, Silent())
+    rows = []
+    results = example_results("tiny", stages=("source", "train", "quantize"), classes=shared_workshop.dataset.classes)
+    for row, checkpoint in zip(results.rows, (shared_workshop.source(), trained, quantized), strict=True):
+        measured = measure_checkpoint(checkpoint, {"data": {}, "seed": 0}, bench)
+        shutil.copytree(checkpoint.path, folder / "runs/tiny" / row.checkpoint)
+        changed = {
+            "digest": checkpoint.digest,
+            "sha256": measured.sha256,
+            "accuracy": measured.accuracy,
+            "quality": measured.quality,
+        }
+        rows.append(row.model_copy(update=changed))
+    run = folder / "runs/tiny"
+    results = results.model_copy(update={"rows": tuple(rows)})
+    (run / "results.json").write_text(results.model_dump_json())
+    (run / "dist").mkdir()
+    shutil.copy(run / rows[1].checkpoint / "measured.onnx", run / "dist/model.fp32.onnx")
+    shutil.copy(run / rows[2].checkpoint / "model.onnx", run / "dist/model.int8.onnx")
+    return folder
+
+
+@pytest.fixture
+def project(models, tmp_path):
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(models, tmp_path / "project"))
+
+
+def checkpoints(project):
+    """Source, train, quantize."""
+    return sorted((project / "runs/tiny").glob("0*"))
+
+
+@pytest.fixture
+def untimed(monkeypatch):
+    """Latency is what this says, and takes no time; the variants it was asked for."""
+    asked = []
+
+    def measure(variants, config, progress, reference=None):
+        asked.append((variants, config, reference))
+        return Measured({variant.name: (example_latency(2.0),) for variant in variants}, (), ())
+
+    monkeypatch.setattr("compress.bench.latency.measure", measure)
+    return asked
+
+
+def tables(results, width=None):
+    console = make_console() if width is None else Console(width=width, highlight=False, emoji=False)
+    with console.capture() as capture:
+        console.print(bench_tables(results))
+    return capture.get()
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_names_are_as_short_as_they_can_be():
+    places = [("r", "a", "prune"), ("r", "b", "prune"), ("r", "b", "train"), ("r", "b", "train"), ("net",)]
+    assert distinct(places) == ["a/prune", "b/prune", "train", "train (2)", "net"]
+    assert distinct([("a", "x", "m"), ("b", "x", "m"), ("m",)]) == ["a/x/m", "b/x/m", "m"]
+    assert distinct([]) == []
+
+
+@given(st.lists(st.lists(st.sampled_from(["a", "b", "a (2)"]), min_size=1, max_size=4).map(tuple), max_size=8))
+def test_names_differ_and_end_a_place(places):
+    names = distinct(places)
+    assert len(set(names)) == len(places)
+    for name, place in zip(names, places, strict=True):
+        assert "/".join(place).endswith(re.sub(r"( \(\d+\))?$", "", name)) or "/".join(place).endswith(name)
+
+
+# --- targets ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_all_its_rows_the_reference_first(models, tmp_path):
+    progress = Recorded()
+    found = resolve([models / "runs/tiny"], tmp_path, progress, trust_code=False)
+    assert [model.name for model in found] == ["train", "source", "quantize"]
+    assert [model.path.name for model in found] == ["measured.onnx", "measured.onnx", "model.onnx"]
+    assert [model.row.stage for model in found] == ["train", "source", "quantize"]
+    assert all(sha256_of(model.path) == model.row.sha256 for model in found)
+    assert progress.notes == []
+    assert not any(model.trusted for model in found)
+
+
+def test_files_folders_and_checkpoints_together(models, tmp_path):
+    run = models / "runs/tiny"
+    targets = [run / "dist/model.int8.onnx", run / "dist", checkpoints(models)[2], run]
+    names = [model.name for model in resolve(targets, tmp_path, Silent(), trust_code=False)]
+    assert names[:4] == ["model.int8", "model.fp32", "model.int8 (2)", f"{checkpoints(models)[2].name}/quantize"]
+    assert names[4:] == ["train", "source", "tiny/quantize"]
+
+
+def test_a_float_checkpoint_that_was_never_measured_is_converted(project, tiny, tmp_path):
+    checkpoint = checkpoints(project)[1]
+    whole = (checkpoint / "measured.onnx").read_bytes()
+    (checkpoint / "metrics.json").unlink()  # whose file it is, nobody knows now
+    with pytest.raises(
+        CompressError, match=r"holds no ONNX file, and its model is made by '.*model.py:make', which is code; "
+    ):
+        resolve([checkpoint], tmp_path, Silent(), trust_code=False)
+    progress = Recorded()
+    (model,) = resolve([checkpoint], tmp_path, progress, trust_code=True)
+    assert model.path.is_relative_to(tmp_path)
+    assert model.path.read_bytes() == whole
+    assert model.trusted == {tiny.factory}
+    assert progress.notes == ["converting 'train' to ONNX"]
+
+
+def test_another_file_beside_a_checkpoint_is_not_taken_for_its_own(project, tmp_path):
+    checkpoint = checkpoints(project)[1]
+    (checkpoint / "measured.onnx").write_bytes(b"spoilt")
+    (model,) = resolve([checkpoint], tmp_path, Silent(), trust_code=True)
+    assert model.path.is_relative_to(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("nope.onnx", "nope.onnx: no such file or folder"),
+        ("runs/tiny/dist/model.int9.onnx", "no such file or folder; did you mean 'model.int8.onnx'?"),
+        ("runs/tinny", "runs/tinny: no such file or folder; did you mean 'tiny'?"),
+        ("runs/tiny/results.json", "is no model; did you mean its folder, '"),
+        ("notes.txt", "notes.txt: is no .onnx file; a target is an .onnx file, a checkpoint, a run, or a folder of"),
+        ("runs", "holds nothing to measure; in it are tiny; a target is"),
+        ("empty", "empty: holds nothing to measure; a target is"),
+    ],
+)
+def test_what_is_no_target_is_one_message(project, tmp_path, target, message):
+    (project / "notes.txt").write_text("x")
+    (project / "empty").mkdir()
+    with pytest.raises(CompressError) as caught:
+        resolve([project / target], tmp_path, Silent(), trust_code=False)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_whose_checkpoints_are_gone_or_others_is_refused(project, tmp_path):
+    source, train, _ = checkpoints(project)
+    shutil.rmtree(source)
+    with pytest.raises(CompressError, match=r"the checkpoint of 'source' is not there any more \(00-source-0123abcd\)"):
+        resolve([project / "runs/tiny"], tmp_path, Silent(), trust_code=False)
+    shutil.copytree(train, source)
+    with pytest.raises(CompressError, match=r"is not the checkpoint that .*results\.json was written of"):
+        resolve([project / "runs/tiny"], tmp_path, Silent(), trust_code=False)
+
+
+# --- what is measured ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_brings_its_accuracy_and_its_comparisons(models, untimed):
+    results = bench([models / "runs/tiny"], BenchSettings(ONE_CALL, with_profile=False, command="c"), Silent())
+    train, source, quantize = results.targets
+    rows = {row.stage: row for row in example_rows(models)}
+    assert [target.name for target in results.targets] == ["train", "source", "quantize"]
+    assert train.accuracy == rows["train"].accuracy
+    assert (train.comparison, source.comparison) == (None, None)
+    assert quantize.comparison == rows["quantize"].comparison
+    assert (train.precision, quantize.precision) == ("fp32", "int8")
+    assert quantize.size.size_bytes < train.size.size_bytes
+    assert (results.rounds, results.seconds, results.command) == (3, 0.001, "c")
+    assert results.machine.python == sys.version.split()[0]
+    ((variants, config, reference),) = untimed
+    assert (config, reference) == (ONE_CALL, "train")
+    assert [variant.checkpoint.name[:2] for variant in variants] == ["01", "00", "02"]
+
+
+def example_rows(models):
+    from compress.results import load_results
+
+    return load_results(models / "runs/tiny/results.json").rows
+
+
+def test_a_run_behind_another_target_is_compared_with_nothing(models, untimed):
+    first = models / "runs/tiny/dist/model.int8.onnx"
+    results = bench([first, models / "runs/tiny"], BenchSettings(ONE_CALL, with_profile=False), Silent())
+    assert all(target.comparison is None for target in results.targets)
+    assert [target.accuracy is None for target in results.targets] == [True, False, False, False]
+
+
+@pytest.mark.parametrize(("device", "halves"), [("cpu", []), ("cuda", ["fp16", "bf16"])])
+def test_variants_of_every_backend_are_asked_for(models, untimed, tiny, device, halves):
+    targets = [checkpoints(models)[1], checkpoints(models)[2], models / "runs/tiny/dist/model.fp32.onnx"]
+    settings = BenchSettings(ONE_CALL, device, ("onnxruntime", "torch"), trust_code=True)
+    results = bench(targets, settings, Silent())
+    variants = untimed[0][0]
+    assert [(v.name, v.backend, v.compute) for v in variants] == [
+        ("train", "onnxruntime", ""),
+        ("train", "torch", ""),
+        *(("train", "torch", half) for half in halves),
+        ("quantize", "onnxruntime", ""),
+        ("quantize", "torch", ""),
+        ("model.fp32", "onnxruntime", ""),
+        ("model.fp32", "torch", ""),
+    ]
+    assert all(v.device == device for v in variants)
+    assert variants[1].trusted == {tiny.factory}
+    assert variants[-1].checkpoint is None
+    assert all((target.profile is None) == (device == "cuda") for target in results.targets)
+
+
+def test_accuracy_is_measured_on_the_data_of_a_pipeline(models, untimed, tiny, tmp_path, trained, quantized):
+    pipeline = tiny.pipeline(tmp_path)
+    run = models / "runs/tiny"
+    settings = BenchSettings(ONE_CALL, pipeline=pipeline, with_profile=False)
+    results = bench([run / "dist/model.fp32.onnx", run / "dist/model.int8.onnx"], settings, Silent())
+    rows = {row.stage: row for row in example_rows(models)}
+    first, second = results.targets
+    assert first.accuracy == rows["train"].accuracy
+    assert second.accuracy == rows["quantize"].accuracy
+    assert second.quality.validation.f1 == pytest.approx(rows["quantize"].quality.validation.f1)
+    assert first.comparison is None
+    n = second.accuracy.validation.n
+    assert second.comparison.validation.points == pytest.approx(
+        100 * (second.accuracy.validation.correct - first.accuracy.validation.correct) / n
+    )
+    assert 0 < second.comparison.test.agreement <= 100
+
+
+def test_files_that_cannot_answer_the_data_are_measured_all_the_same(models, untimed, tiny, tmp_path):
+    file = models / "runs/tiny/dist/model.fp32.onnx"
+    other = onnx.load(file)
+    other.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 7
+    del other.graph.value_info[:]
+    onnx.save(other, "other.onnx")
+    progress = Recorded()
+    settings = BenchSettings(ONE_CALL, pipeline=tiny.pipeline(tmp_path), with_profile=False)
+    results = bench([Path("other.onnx"), file], settings, progress)
+    assert [target.accuracy is None for target in results.targets] == [True, False]
+    assert results.targets[1].comparison is None
+    (warning,) = results.warnings
+    assert progress.warnings == [warning]
+    assert warning.startswith("no accuracy of 'other': other.onnx: does not run on the data's inputs: ")
+
+
+def test_a_checkpoint_made_for_other_data_is_doubted(models, untimed, tiny, tmp_path):
+    pipeline = tiny.pipeline(tmp_path, data={**tiny.data, "normalize": {"mean": [0.1], "std": [0.9]}})
+    settings = BenchSettings(ONE_CALL, pipeline=pipeline, with_profile=False)
+    results = bench([checkpoints(models)[1]], settings, Silent())
+    assert results.warnings == (
+        "'train' was made for inputs normalised otherwise than this data has: its accuracy here says little",
+    )
+    assert results.targets[0].accuracy is not None
+
+
+def test_a_file_that_is_no_model_ends_it_before_anything_is_timed(untimed):
+    Path("bad.onnx").write_bytes(b"bad")
+    with pytest.raises(CompressError, match=r"^bad\.onnx: is no ONNX file"):
+        bench([Path("bad.onnx")], BenchSettings(ONE_CALL), Silent())
+    assert untimed == []
+
+
+def test_a_profile_that_fails_is_a_warning(models, untimed, monkeypatch):
+    def fails(*args):
+        raise CompressError("no time")
+
+    monkeypatch.setattr("compress.bench.profile.profile", fails)
+    results = bench([models / "runs/tiny/dist"], BenchSettings(ONE_CALL), Silent())
+    assert results.warnings == tuple(f"no times per node of '{name}': no time" for name in ("model.fp32", "model.int8"))
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def example_bench(**changes):
+    """Two models in two settings."""
+    rows = example_results("digits", stages=("source", "train", "export")).rows[1:]
+    targets = [
+        Target(
+            name=name,
+            file=f"{name}.onnx",
+            sha256="a" * 64,
+            precision=row.precision,
+            size=row.size,
+            accuracy=row.accuracy,
+            quality=row.quality,
+            comparison=row.comparison,
+            latency=row.latency,
+            profile=row.profile,
+        )
+        for name, row in zip(("resnet56", "resnet56-int8"), rows, strict=True)
+    ]
+    content = {
+        "created": "2026-07-01T12:00:00Z",
+        "command": "compress bench",
+        "git_revision": None,
+        "machine": example_machine(),
+        "rounds": 10,
+        "seconds": 0.05,
+        "targets": targets,
+        "repeats": [example_repeat("resnet56", 1, 1), example_repeat("resnet56", 1, 2, is_noisy=True)],
+    }
+    return BenchResults(**{**content, **changes})
+
+
+def missing(name, backend="openvino", threads=1, reason="openvino is not installed"):
+    return NotMeasured(
+        name=name, device="cpu", backend=backend, precision="fp32", batch_size=1, threads=threads, reason=reason
+    )
+
+
+def test_tables_show_every_figure():
+    shown = tables(example_bench())
+    for text in (
+        "Latency: cpu, batch 1, 1 thread, onnxruntime",
+        "Latency: cpu, batch 1, 2 threads, onnxruntime",
+        "2.31 [2.27, 2.36]",
+        "7.25 [7.11, 7.40]",
+        "resnet56 fp32 against itself in onnxruntime: 1.005× (0.993 to 1.017)",
+        "23.03",
+        "148,702",
+        "98.33 [96.4, 99.2]",
+        "−0.56 [−1.64, +0.53]",
+        "90 %",
+        "16 QLinearConv",
+    ):
+        assert text in shown, text
+    assert shown.count("caution: this machine was too noisy") == 1
+    assert shown.count("first") >= 4
+
+
+def test_tables_of_few_settings_fit_a_terminal_and_cut_nothing():
+    results = example_bench()
+    narrow, wide = tables(results, 100), tables(results)
+    assert max(len(line.rstrip()) for line in narrow.splitlines()) <= 100
+    for line in wide.splitlines():
+        assert all(figure in narrow for figure in re.findall(r"\S*\d\.\d+\S*", line)), line
+
+
+def test_what_is_missing_is_a_row_and_below_it_the_reason():
+    reasons = [missing(name, threads=threads) for name in ("resnet56", "resnet56-int8") for threads in (1, 2)]
+    reasons += [missing("resnet56-int8", "torch", 2, "PyTorch runs\x07 checkpoints")]
+    lines = tables(example_bench(missing=tuple(reasons))).splitlines()
+    dashes = [line.split() for line in lines if line.split()[:1] and line.split()[-1] == "—" and "openvino" in line]
+    assert [row[0] for row in dashes] == ["resnet56", "resnet56-int8"] * 2
+    told = [line for line in lines if line.startswith("— ")]
+    assert told == [
+        "— openvino on cpu, all models: openvino is not installed",
+        "— torch on cpu, resnet56-int8 (cpu, batch 1, 2 threads): PyTorch runs� checkpoints",
+    ]
+
+
+def test_tables_of_bare_files_have_no_empty_parts():
+    bare = [
+        target.model_copy(
+            update={"accuracy": None, "quality": None, "comparison": None, "profile": None, "latency": ()}
+        )
+        for target in example_bench().targets
+    ]
+    shown = tables(example_bench(targets=tuple(bare), repeats=()))
+    assert shown.splitlines()[0].strip() == "Size"
+    for heading in ("Accuracy", "Time by operator", "Latency"):
+        assert heading not in shown
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+def test_options_are_read():
+    config = latency_config("1,8, 32,8", "2", 5, 0.5)
+    assert (config.batch_sizes, config.threads, config.rounds, config.seconds) == ((1, 8, 32), (2,), 5, 0.5)
+    assert chosen("torch, openvino,torch", ("torch", "openvino"), "--backend") == ("torch", "openvino")
+    writable(None, "--json")
+    writable(Path("new/folder/file.json"), "--json")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--threads", "0"), "--threads: must be greater than or equal to 1, got 0"),
+        (("--batch-size", "1,-8"), "--batch-size: must be greater than or equal to 1, got -8"),
+        (
+            ("--batch-size", "1,x"),
+            "--batch-size: must be whole numbers with commas between them, such as 1,8,32, got '1,x'",
+        ),
+        (("--threads", ""), "--threads: must be whole numbers with commas between them, such as 1,8,32, got ''"),
+        (("--rounds", "2"), "--rounds: must be greater than or equal to 3, got 2"),
+        (("--seconds", "0"), "--seconds: must be greater than 0, got 0.0"),
+        (("--seconds", "nan"), "--seconds: must be a finite number, got nan"),
+        (
+            ("--backend", "onnxrutime"),
+            "--backend: there is no 'onnxrutime' (there are onnxruntime, torch, torch-compile, ",
+        ),
+        (("--backend", "onnxrutime"), "did you mean 'onnxruntime'?"),
+        (("--backend", ""), "--backend: there is no ''"),
+        (("--device", "gpu"), "--device: there is no 'gpu' (there are cpu, cuda)"),
+        (("--json", "."), "--json .: is a folder; name a file in it"),
+        (("--set", "seed=1"), "--set: changes the file of --pipeline, which is not given"),
+        (("--pipeline", "nope.yaml"), "nope.yaml: no such file"),
+    ],
+)
+def test_bad_options_are_one_message(command, words, message):
+    code, out, err = command("x.onnx", *words)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs a command in this process: exit code, standard output, standard error."""
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["compress", "bench", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        code = caught.value.code
+        return (0 if code is None else code, *capsys.readouterr())
+
+    return command
+
+
+def test_two_files_end_to_end(command, models):
+    """Really timed: processes, the repeat, the profile, JSON."""
+    dist = models / "runs/tiny/dist"
+    quick = ("--rounds", 3, "--seconds", 0.001, "--threads", 1, "--batch-size", "1,4", "--json", "out/bench.json")
+    code, out, err = command(dist / "model.fp32.onnx", dist / "model.int8.onnx", *quick)
+    assert (code, err) == (0, "")
+    results = BenchResults.model_validate_json(Path("out/bench.json").read_text())
+    assert results.command == (
+        "compress bench model.fp32.onnx model.int8.onnx --batch-size 1,4 --threads 1 --rounds 3 --seconds 0.001"
+    )
+    assert [target.name for target in results.targets] == ["model.fp32", "model.int8"]
+    assert [(one.batch_size, one.threads) for one in results.targets[1].latency] == [(1, 1), (4, 1)]
+    assert {one.ratio.against for one in results.targets[1].latency} == {"model.fp32"}
+    assert [repeat.name for repeat in results.repeats] == ["model.fp32"] * 2
+    assert all(target.profile.nodes for target in results.targets)
+    assert "Latency: cpu, batch 4, 1 thread, onnxruntime" in out
+    assert out.endswith("json: out/bench.json\n")
+
+
+def test_what_cannot_be_measured_is_a_row_and_no_failure(command, models):
+    """PyTorch really started on a checkpoint whose code is not trusted."""
+    words = (
+        "--backend",
+        "torch",
+        "--rounds",
+        3,
+        "--seconds",
+        0.001,
+        "--threads",
+        1,
+        "--no-profile",
+        "--json",
+        "b.json",
+    )
+    code, out, err = command(checkpoints(models)[1], *words)
+    assert (code, err) == (0, "")
+    assert re.search(r"^— torch on cpu, all models: .*model\.py:make.*--trust-code", out, re.MULTILINE)
+    (target,) = json.loads(Path("b.json").read_text())["targets"]
+    assert target["latency"] == []
+
+
+def test_an_interrupt_is_code_130(command, monkeypatch):
+    def stopped(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("compress.benchmark.bench", stopped)
+    code, _, err = command("x.onnx")
+    assert (code, err) == (130, "\nstopped; nothing was kept\n")
+
+
+def test_no_target_is_code_2(command):
+    code, _, err = command()
+    assert code == 2
+    assert "Missing argument 'TARGET...'" in err
+
+
+def test_pipeline_and_overrides_reach_the_measurement(command, monkeypatch, models, tiny, tmp_path):
+    asked = []
+
+    def record(targets, settings, progress):
+        asked.append((targets, settings))
+        return example_bench()
+
+    tiny.pipeline(tmp_path)
+    monkeypatch.setattr("compress.benchmark.bench", record)
+    code, _, err = command(
+        "a.onnx", "b.onnx", "--pipeline", tmp_path / "pipeline.yaml", "--set", "seed=3", "--device", "cuda"
+    )
+    assert (code, err) == (0, "")
+    ((targets, settings),) = asked
+    assert targets == [Path("a.onnx"), Path("b.onnx")]
+    assert settings.pipeline == load_pipeline(tmp_path / "pipeline.yaml", ("seed=3",))
+    assert settings.device == "cuda"
+    assert settings.command == "compress bench a.onnx b.onnx --device cuda --pipeline pipeline.yaml --set seed=3"
