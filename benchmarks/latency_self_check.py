@@ -4,6 +4,7 @@
              fresh processes, one after the other, makes of the two
     loaded   the same while another process keeps one core busy
     double   a model of twice the layers; what a loop in fresh processes measures of the same files, without the harness
+    delay    a PyTorch model whose forward pass waits half a millisecond more: the difference is known exactly
 
 In `quiet` and `loaded` an A/A ratio should lie within 1.00 ± 0.03 and the interval of the slower model's ratio should
 exclude 1, each in at least 18 of 20 repeats; a setting in which the harness says itself that the machine is too noisy is
@@ -29,12 +30,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress import machine
+from compress import checkpoint, machine
 from compress.bench.latency import Variant, measure
 from compress.config import LatencyConfig
 from compress.data.base import Input
 from compress.events import Silent
 from compress.files import readable_json, write_file
+from compress.manifest import HistoryEntry
+from compress.models.factory import Arch, create
 from compress.onnx_io.convert import serialized, to_onnx
 
 SHAPE = (3, 48, 64)
@@ -42,7 +45,8 @@ BLOCKS = 10
 """About 5 ms with one thread on two cores of a server CPU of 2024; `milliseconds` in the results says what it was."""
 SLOWER_BLOCKS = 11
 WITHIN = 0.03
-PARTS = ("quiet", "loaded", "double")
+PARTS = ("quiet", "loaded", "double", "delay")
+DELAY_MS = 0.5
 
 LOOP = """
 import sys, time, numpy, onnxruntime
@@ -56,6 +60,26 @@ for _ in range(50): session.run(None, inputs)
 for _ in range(200):
     start = time.perf_counter(); session.run(None, inputs); times.append(time.perf_counter() - start)
 print(1e3 * sorted(times)[len(times) // 2])
+"""
+
+
+WAITING = """
+import time
+import torch
+from torch import nn
+
+class Waiting(nn.Module):
+    def __init__(self, milliseconds):
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Conv2d(3 if i == 0 else 32, 32, 3, padding=1) for i in range(10)))
+        self.head = nn.Linear(32, 10)
+        self.seconds = milliseconds / 1e3
+
+    def forward(self, x):
+        end = time.perf_counter() + self.seconds
+        while time.perf_counter() < end:
+            pass
+        return self.head(self.layers(x).mean((2, 3)))
 """
 
 
@@ -140,6 +164,49 @@ def against_loop(folder: Path, threads: Sequence[int], config: LatencyConfig) ->
     return rows
 
 
+def write_waiting(folder: Path, name: str, milliseconds: float) -> Variant:
+    """A checkpoint of a model that waits, by this script's own code."""
+    code = folder / "waiting.py"
+    code.write_text(WAITING)
+    arch = Arch(f"{code}:Waiting", {"milliseconds": milliseconds})
+    entry = HistoryEntry(stage="source", parent=None, settings={}, seconds=0.0)
+    saved = checkpoint.save(
+        folder / name,
+        checkpoint.Draft(arch, (), create(arch, seed=0)),
+        inputs=[Input("input", SHAPE)],
+        classes=tuple(str(number) for number in range(10)),
+        history=(entry,),
+        key={},
+    )
+    return Variant(name, folder / "none.onnx", "fp32", saved.path, frozenset({arch.factory}), backend="torch")
+
+
+def delayed(folder: Path, threads: Sequence[int], config: LatencyConfig) -> list[dict[str, Any]]:
+    """One repeat of `delay`: by how many milliseconds the waiting model is slower, which is known to be `DELAY_MS`."""
+    variants = [write_waiting(folder, "base", 0.0), write_waiting(folder, "delayed", DELAY_MS)]
+    found = measure(variants, config, Silent())
+    rows = []
+    for index, count in enumerate(threads):
+        base, slower = found.latencies["base"][index], found.latencies["delayed"][index]
+        assert slower.ratio is not None
+        rows.append(
+            {
+                "threads": count,
+                "milliseconds": base.median_ms,
+                "a_a": found.repeats[index].ratio.value,
+                "delay_ms": base.median_ms * (1 / slower.ratio.value - 1),
+                "known_ms": DELAY_MS,
+            }
+        )
+    return rows
+
+
+def summary_of_delay(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over the repeats of one number of threads."""
+    names = ("milliseconds", "a_a", "delay_ms", "known_ms")
+    return {"repeats": len(rows), **{name: statistics.median(row[name] for row in rows) for name in names}}
+
+
 def summary_of_told_apart(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Counts over the repeats of one number of threads."""
     return {
@@ -170,9 +237,12 @@ def run_part(
     part: str, repeats: int, threads: Sequence[int], config: LatencyConfig, keep: Callable[[dict[str, Any]], None]
 ) -> None:
     """All repeats of a part; what is known so far is kept after each."""
-    one_repeat, summarise = (
-        (against_loop, summary_of_double) if part == "double" else (told_apart, summary_of_told_apart)
-    )
+    one_repeat, summarise = {
+        "quiet": (told_apart, summary_of_told_apart),
+        "loaded": (told_apart, summary_of_told_apart),
+        "double": (against_loop, summary_of_double),
+        "delay": (delayed, summary_of_delay),
+    }[part]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, one_core_busy() if part == "loaded" else contextlib.nullcontext():
         for number in range(repeats):

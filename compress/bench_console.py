@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
@@ -11,13 +11,21 @@ from rich.text import Text
 
 from compress.errors import listed
 from compress.measured import Latency, NotMeasured, PairedDifference, Repeat
+from compress.methods.comparison import is_clear_ratio
 from compress.operators import KINDS, by_kind, by_operator
 from compress.report import text
+from compress.report.figures import load_words
+from compress.report.terminal import add_line, make_table
 from compress.results import BenchResults
 
 _OPERATORS = 4
 """Operators named of each model."""
 _FIRST = "first"
+_UNCLEAR = "~"
+_ABOUT_TIMES = (
+    f"{_UNCLEAR} no clear difference: 1 is in the interval, or that of the first model against itself reaches as far; "
+    "cold: loading and the first answer, once"
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class _Load:
         return cls(record.device, record.batch_size, record.threads)
 
     def __str__(self) -> str:
-        return f"{self.device}, batch {self.batch_size}, {text.plural(self.threads, 'thread')}"
+        return f"{self.device}, {load_words(self.batch_size, self.threads)}"
 
 
 def bench_tables(results: BenchResults) -> RenderableType:
@@ -41,6 +49,8 @@ def bench_tables(results: BenchResults) -> RenderableType:
     parts: list[RenderableType] = []
     for load in _loads(results):
         parts += [_latency(results, load), *_repeats(results, load), ""]
+    if any(target.latency for target in results.targets):
+        parts += [Text(_ABOUT_TIMES, style="dim"), ""]
     if results.missing:
         parts += [*map(Text, _why_missing(results)), ""]
     parts.append(_sizes(results))
@@ -49,28 +59,6 @@ def bench_tables(results: BenchResults) -> RenderableType:
     if any(target.profile is not None for target in results.targets):
         parts += ["", _operators(results)]
     return Group(*parts)
-
-
-def _table(title: str, *headings: str, words: int = 1, is_tight: bool = False) -> Table:
-    """A table whose first `words` columns hold words, and the others figures."""
-    table = Table(
-        title=Text(title, style="bold"),
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        collapse_padding=is_tight,
-        header_style="dim",
-    )
-    for position, heading in enumerate(headings):
-        # Where room is short the name in front folds; a figure that is cut would be another one.
-        table.add_column(
-            heading, justify="left" if position < words else "right", no_wrap=position > 0, overflow="fold"
-        )
-    return table
-
-
-def _add(table: Table, *cells: str) -> None:
-    table.add_row(*(Text(text.plain(cell)) for cell in cells))
 
 
 def _loads(results: BenchResults) -> list[_Load]:
@@ -89,7 +77,7 @@ def _records(results: BenchResults) -> Iterator[Latency | NotMeasured]:
 def _latency(results: BenchResults, load: _Load) -> Table:
     backends = dict.fromkeys(record.backend for record in _records(results))
     several = len(backends) > 1
-    table = _table(
+    table = make_table(
         f"Latency: {load}" + ("" if several else f", {next(iter(backends))}"),
         "model",
         "type",
@@ -105,31 +93,37 @@ def _latency(results: BenchResults, load: _Load) -> Table:
         is_tight=several,
     )
     for backend in backends:
+        repeats = [
+            (one.ratio.low, one.ratio.high)
+            for one in results.repeats
+            if _Load.of(one) == load and one.backend == backend
+        ]
         for target in results.targets:
             for one in target.latency:
                 if _Load.of(one) == load and one.backend == backend:
                     shown = (one.precision, *((backend,) if several else ()))
-                    _add(table, target.name, *shown, *_times(one, is_first=target is results.targets[0]))
+                    add_line(table, target.name, *shown, *_times(one, repeats, is_first=target is results.targets[0]))
             for missing in results.missing:
                 if (missing.name, missing.backend, _Load.of(missing)) == (target.name, backend, load):
                     shown = (missing.precision, *((backend,) if several else ()))
-                    _add(table, target.name, *shown, *(text.MISSING,) * 7)
+                    add_line(table, target.name, *shown, *(text.MISSING,) * 7)
     return table
 
 
-def _times(one: Latency, *, is_first: bool) -> tuple[str, ...]:
+def _times(one: Latency, repeats: Sequence[tuple[float, float]], *, is_first: bool) -> tuple[str, ...]:
     decimals = text.decimals_of(one.median_ms)
     ratio = one.ratio
     faster = _FIRST if is_first and ratio is None else text.MISSING
     if ratio is not None:
-        faster = f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+        is_clear = is_clear_ratio((ratio.value, ratio.low, ratio.high), repeats)
+        faster = ("" if is_clear else _UNCLEAR) + text.ratio_with_span(ratio.value, ratio.low, ratio.high)
     return (
         f"{one.median_ms:.{decimals}f} {text.span(one.low_ms, one.high_ms, decimals)}",
         f"{one.p90_ms:.{text.decimals_of(one.p90_ms)}f}",
         f"{one.p99_ms:.{text.decimals_of(one.p99_ms)}f}",
         text.rate(one.samples_per_second),
         faster,
-        f"{one.cold_start_ms:,.0f}",
+        text.rough(one.cold_start_ms),
         text.MISSING if one.peak_memory_bytes is None else f"{one.peak_memory_bytes / 1e6:,.0f}",
     )
 
@@ -168,7 +162,7 @@ def _why_missing(results: BenchResults) -> Iterator[str]:
 
 
 def _sizes(results: BenchResults) -> Table:
-    table = _table(
+    table = make_table(
         "Size",
         "model",
         "type",
@@ -180,13 +174,14 @@ def _sizes(results: BenchResults) -> Table:
         "MACs",
         "activations",
         words=2,
+        caption="parameters, not zero and MACs are of the file, into which batch normalisation is folded",
     )
     first = results.targets[0]
     for target in results.targets:
         size = target.size
-        smaller = _FIRST if target is first else f"{first.size.size_bytes / size.size_bytes:.2f}"
+        smaller = _FIRST if target is first else text.ratio(first.size.size_bytes / size.size_bytes)
         peak = size.activation_peak_bytes
-        _add(
+        add_line(
             table,
             target.name,
             target.precision,
@@ -202,7 +197,7 @@ def _sizes(results: BenchResults) -> Table:
 
 
 def _accuracies(results: BenchResults) -> Table:
-    table = _table(
+    table = make_table(
         "Accuracy, %",
         "model",
         "validation [95 %]",
@@ -212,15 +207,17 @@ def _accuracies(results: BenchResults) -> Table:
         "F1",
         "ECE",
         "per s",
+        caption="points: validation accuracy against the first model, on the same samples; F1, ECE (calibration error) and "
+        "per s (samples evaluated) are of validation",
     )
     for target in results.targets:
         if target.accuracy is None or target.quality is None:
-            _add(table, target.name, *(text.MISSING,) * 7)
+            add_line(table, target.name, *(text.MISSING,) * 7)
             continue
         validation, test, quality = target.accuracy.validation, target.accuracy.test, target.quality.validation
         compared = None if target.comparison is None else target.comparison.validation
         is_first = target is results.targets[0]
-        _add(
+        add_line(
             table,
             target.name,
             f"{validation.percent:.2f} {text.span(validation.low, validation.high, 1)}",
@@ -231,12 +228,6 @@ def _accuracies(results: BenchResults) -> Table:
             f"{quality.calibration_error:.1f}",
             text.rate(quality.samples_per_second),
         )
-    table.caption = Text(
-        "points: validation accuracy against the first model, on the same samples; F1, ECE (calibration error) and per s "
-        "(samples evaluated) are of validation",
-        style="dim",
-    )
-    table.caption_justify = "left"
     return table
 
 
@@ -249,8 +240,8 @@ def _points(compared: PairedDifference | None) -> str:
 def _operators(results: BenchResults) -> Table:
     profiles = [target.profile for target in results.targets if target.profile is not None]
     one = profiles[0]
-    table = _table(
-        f"Time by operator: ONNX Runtime's profile, batch {one.batch_size}, {text.plural(one.threads, 'thread')}",
+    table = make_table(
+        f"Time by operator: ONNX Runtime's profile, {load_words(one.batch_size, one.threads)}",
         "model",
         *KINDS,
         "most of it",
@@ -258,11 +249,11 @@ def _operators(results: BenchResults) -> Table:
     table.columns[-1].justify = "left"
     for target in results.targets:
         if target.profile is None:
-            _add(table, target.name, *(text.MISSING,) * (len(KINDS) + 1))
+            add_line(table, target.name, *(text.MISSING,) * (len(KINDS) + 1))
             continue
         most = by_operator(target.profile)[:_OPERATORS]
         kinds = by_kind(target.profile)
-        _add(
+        add_line(
             table,
             target.name,
             *(text.share(kind.share, 1.0) for kind in kinds),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,12 @@ from compress.data.load import load_data
 from compress.errors import CompressError
 from compress.events import Progress
 from compress.files import sha256_of
-from compress.measured import Profile, Size, SplitAccuracy, SplitQuality
+from compress.measured import NotMeasured, Precision, Profile, Quality, Size, SplitAccuracy, SplitQuality
 from compress.results import BenchResults, Comparison, Target
 from compress.surroundings import git_revision, machine_record
-from compress.targets import Model, resolve
+from compress.targets import Model, Shapes, resolve, shapes_of
+from compress.timed import main_setting
+from compress.told import Heard, without_folders
 
 _TORCH = ("torch", "torch-compile")
 _HALVES = ("fp16", "bf16")
@@ -48,6 +50,8 @@ class BenchSettings:
     """Whether every node is timed; on the CPU only."""
     trust_code: bool = False
     """Whether the checkpoints' own model code may be run."""
+    shapes: Shapes = field(default_factory=dict)
+    """By name of an input the shape of one sample, for files that leave it open; '' is the only input of a file."""
     command: str = ""
     """What to write into the results as the way to repeat them."""
 
@@ -57,7 +61,7 @@ class _Sized:
     """A model, and what its file tells without being run."""
 
     model: Model
-    precision: str
+    precision: Precision
     size: Size
     sha256: str
 
@@ -90,20 +94,17 @@ def bench(targets: Sequence[Path], settings: BenchSettings, progress: Progress) 
             record in `missing` or a warning.
     """
     warnings: list[str] = []
-
-    def warn(text: str) -> None:
-        warnings.append(text)
-        progress.warn(text)
-
+    heard = Heard(progress, warnings)
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch:
-        models = resolve(targets, Path(scratch), progress, trust_code=settings.trust_code)
+        models = resolve(targets, Path(scratch), heard, trust_code=settings.trust_code)
         # First of all: a file that is no model is told before minutes are spent on those that are.
         sized = [_sized(model) for model in models]
-        judged = _known(models) if settings.pipeline is None else _judge(models, settings.pipeline, progress, warn)
-        profiles = _profiles(models, settings, progress, warn) if settings.with_profile else {}
-        progress.note("latency of all models, in alternating rounds, a process each")
-        variants = [variant for one in sized for variant in _variants(one, settings)]
-        found = latency.measure(variants, settings.latency, progress, sized[0].name)
+        shapes = shapes_of(models, settings.shapes)
+        judged = _known(models) if settings.pipeline is None else _judge(models, settings.pipeline, heard)
+        profiles = _profiles(models, shapes, settings, heard) if settings.with_profile else {}
+        heard.note("latency of all models, in alternating rounds, a process each")
+        variants = [variant for one in sized for variant in _variants(one, shapes[one.name], settings)]
+        found = latency.measure(variants, settings.latency, heard, sized[0].name)
     measured = [(one, judged.get(one.name)) for one in sized]
     return BenchResults(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -128,7 +129,7 @@ def bench(targets: Sequence[Path], settings: BenchSettings, progress: Progress) 
             for one, answers in measured
         ),
         repeats=found.repeats,
-        missing=found.missing,
+        missing=tuple(_placeless(each, models) for each in found.missing),
         warnings=tuple(warnings),
     )
 
@@ -142,16 +143,37 @@ def _known(models: Sequence[Model]) -> Mapping[str, _Judged]:
     first = models[0]
     return {
         model.name: _Judged(
-            model.row.accuracy, model.row.quality, model.row.comparison if model.results is first.results else None
+            model.row.accuracy,
+            _at_another_time(model.row.quality),
+            model.row.comparison if model.results is first.results else None,
         )
         for model in models
         if model.row is not None
     }
 
 
-def _judge(
-    models: Sequence[Model], pipeline: Pipeline, progress: Progress, warn: Callable[[str], None]
-) -> Mapping[str, _Judged]:
+def _at_another_time(quality: SplitQuality) -> SplitQuality:
+    """The same without how fast it was found: nothing that was timed at another time stands beside what is timed now."""
+
+    def untimed(split: Quality) -> Quality:
+        return split.model_copy(update={"samples_per_second": None})
+
+    return SplitQuality(validation=untimed(quality.validation), test=untimed(quality.test))
+
+
+def _placeless(missing: NotMeasured, models: Sequence[Model]) -> NotMeasured:
+    return missing.model_copy(update={"reason": without_folders(missing.reason, _places(models))})
+
+
+def _places(models: Sequence[Model]) -> Iterator[Path]:
+    """Where the files lie that an error may name."""
+    for model in models:
+        yield model.path
+        if model.checkpoint is not None:
+            yield model.checkpoint.path
+
+
+def _judge(models: Sequence[Model], pipeline: Pipeline, progress: Progress) -> Mapping[str, _Judged]:
     """What the answers of each file are worth on the data of a pipeline; without those that cannot answer it."""
     with located(pipeline):
         data = load_data(pipeline.data, pipeline.seed)
@@ -162,14 +184,14 @@ def _judge(
     first: dict[str, NDArray[np.int64]] | None = None
     for model in models:
         if model.checkpoint is not None and (other := _other_data(model.checkpoint, data)):
-            warn(f"'{model.name}' was made for {other} than this data has: its accuracy here says little")
+            progress.warn(f"'{model.name}' was made for {other} than this data has: its accuracy here says little")
         try:
             found = {
                 name: evaluate_in_onnx(model.path, split, classes, pipeline.bench.batch_size, machine.cores(), progress)
                 for name, split in splits.items()
             }
         except CompressError as error:
-            warn(f"no accuracy of '{model.name}': {error}")
+            progress.warn(without_folders(f"no accuracy of '{model.name}': {error}", _places(models)))
             continue
         answers = {name: one.answers.classes for name, one in found.items()}
         compared = None
@@ -203,24 +225,23 @@ def _other_data(checkpoint: Checkpoint, data: Dataset) -> str:
 
 
 def _profiles(
-    models: Sequence[Model], settings: BenchSettings, progress: Progress, warn: Callable[[str], None]
+    models: Sequence[Model], shapes: Mapping[str, Shapes], settings: BenchSettings, progress: Progress
 ) -> Mapping[str, Profile]:
-    """Times per node at the first batch size and the last number of threads, as in a run."""
+    """Times per node in the main setting, as in a run."""
     found: dict[str, Profile] = {}
     if settings.device != "cpu":
+        progress.warn("time by operator is measured on the CPU only")
         return found
     for model in models:
         progress.note(f"time per node of '{model.name}'")
         try:
-            found[model.name] = profile.profile(
-                model.path, settings.latency.batch_sizes[0], settings.latency.threads[-1]
-            )
+            found[model.name] = profile.profile(model.path, *main_setting(settings.latency), shapes=shapes[model.name])
         except CompressError as error:
-            warn(f"no times per node of '{model.name}': {error}")
+            progress.warn(without_folders(f"no times per node of '{model.name}': {error}", _places(models)))
     return found
 
 
-def _variants(one: _Sized, settings: BenchSettings) -> Iterator[latency.Variant]:
+def _variants(one: _Sized, shapes: Shapes, settings: BenchSettings) -> Iterator[latency.Variant]:
     """One per backend; PyTorch on CUDA computes a checkpoint in half precision too."""
     model = one.model
     for backend in settings.backends:
@@ -235,4 +256,5 @@ def _variants(one: _Sized, settings: BenchSettings) -> Iterator[latency.Variant]
                 device=settings.device,
                 backend=backend,
                 compute=compute,
+                shapes=shapes,
             )

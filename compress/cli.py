@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 from rich.table import Table
@@ -17,6 +15,7 @@ from compress.conditions import FLAGS, QUANTITIES, RELATIONS
 from compress.config.pipeline import LatencyConfig
 from compress.console import literal, make_console
 from compress.errors import CompressError, ConfigError
+from compress.schemas import Document, json_schema
 
 app = typer.Typer(
     name="compress",
@@ -47,13 +46,7 @@ JsonFile = Annotated[
     typer.Option("--json", metavar="FILE", help="Write everything that was found as JSON.", show_default=False),
 ]
 
-_DOCUMENTS = {
-    "pipeline": ("compress.config", "Pipeline"),
-    "results": ("compress.results", "Results"),
-    "bench": ("compress.results", "BenchResults"),
-    "compare": ("compress.compared", "Compared"),
-}
-BUDGET_MISSED = CONDITION_HOLDS = 1
+BUDGET_MISSED = CONDITION_HOLDS = NOTHING_MEASURED = 1
 INTERRUPTED = 130
 _LATENCY = LatencyConfig()
 _ROUNDS, _SECONDS = (LatencyConfig.model_fields[name].description for name in ("rounds", "seconds"))
@@ -65,6 +58,8 @@ _BENCH_HELP = (
     "Every model runs in a process of its own. The processes take turns in rounds, and the first model takes part twice: "
     "its ratio with itself (A/A) is what the noise of this machine makes of equal things. Times are medians with 95 % "
     "intervals; ratios are taken round by round. Nothing that was timed on another machine, or at another time, is used."
+    "\n\nWhat cannot be measured is a row that says why. Ends with exit code 1 where no latency at all could be measured, and "
+    "with 2 where something is wrong with the input. The tables go to standard output, progress to standard error."
     "\n\n[bold]compress bench runs/resnet_mobile --batch-size 1,32 --threads 1,2[/bold]"
     "\n\n[bold]compress bench before.onnx after.onnx --backend onnxruntime,openvino --json bench.json[/bold]"
 )
@@ -83,12 +78,9 @@ def main() -> None:
     sys.path.append(str(Path.cwd()))
     try:
         app(prog_name="compress")
-    except ConfigError as error:
-        for problem in error.problems:
-            errors.print(f"[red]error:[/red] {literal(str(problem))}", soft_wrap=True)
-        sys.exit(error.exit_code)
     except CompressError as error:
-        errors.print(f"[red]error:[/red] {literal(str(error))}", soft_wrap=True)
+        for problem in error.problems if isinstance(error, ConfigError) else (error,):
+            errors.print(f"[red]error:[/red] {literal(str(problem))}", soft_wrap=True)
         sys.exit(error.exit_code)
 
 
@@ -121,6 +113,7 @@ def run(
 
     Ends with exit code 1 where the accuracy budget is missed, 2 where something is wrong with the input.
     """
+    from compress.command_line import run_command
     from compress.config import load_pipeline
 
     pipeline = load_pipeline(file, overrides or ())
@@ -137,7 +130,7 @@ def run(
                 fresh=fresh,
                 until=until,
                 progress=progress,
-                command=_command(file, overrides, until),
+                command=run_command(file, overrides or (), until),
             )
     except KeyboardInterrupt:
         make_console(stderr=True).print(
@@ -228,6 +221,17 @@ def bench(
     threads: Annotated[str, typer.Option("--threads", metavar="N[,N]", help="Threads per model.")] = _THREADS,
     rounds: Annotated[int, typer.Option("--rounds", metavar="N", help=_ROUNDS)] = _LATENCY.rounds,
     seconds: Annotated[float, typer.Option("--seconds", metavar="S", help=_SECONDS)] = _LATENCY.seconds,
+    shape: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--shape",
+            metavar="[NAME=]CxHxW",
+            help="Shape of one sample of an input that a file leaves open, without the batch, such as "
+            "[bold]image=3x224x224[/bold]; for every model that has an input of that name. A file with one input needs no "
+            "name. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     pipeline: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
@@ -254,10 +258,12 @@ def bench(
 ) -> None:
     """Measure models against each other."""
     from compress.bench.latency import BACKENDS, DEVICES
-    from compress.options import chosen, latency_config, one_of, writable
+    from compress.command_line import bench_command
+    from compress.options import chosen, input_shapes, latency_config, one_of, writable
 
     latency = latency_config(batch_size, threads, rounds, seconds)
     backends, place = chosen(backend, BACKENDS, "--backend"), one_of(device, DEVICES, "--device")
+    shapes = input_shapes(shape or ())
     writable(json_file, "--json")
     if overrides and pipeline is None:
         raise CompressError("--set: changes the file of --pipeline, which is not given")
@@ -269,7 +275,6 @@ def bench(
     from compress.benchmark import bench as measure
     from compress.console import Terminal
 
-    console = make_console()
     given = {
         "--device": (device, _DEVICE),
         "--backend": (backend, _BACKEND),
@@ -278,20 +283,25 @@ def bench(
         "--rounds": (rounds, _LATENCY.rounds),
         "--seconds": (seconds, _LATENCY.seconds),
     }
-    words = [str(word) for option, (value, default) in given.items() if value != default for word in (option, value)]
-    words += [] if pipeline is None else ["--pipeline", _placeless(pipeline)]
-    words += [*_override_words(overrides), *(["--trust-code"] * trust_code), *([] if profile else ["--no-profile"])]
-    command = shlex.join(["compress", "bench", *map(_placeless, targets), *words])
-    settings = BenchSettings(latency, place, backends, data, profile, trust_code, command)
+    flags = {"--trust-code": trust_code, "--no-profile": not profile}
+    command = bench_command(targets, given, shape or (), pipeline, overrides or (), flags)
+    settings = BenchSettings(latency, place, backends, data, profile, trust_code, shapes, command)
+    errors = make_console(stderr=True)
     try:
-        with Terminal(console) as progress:
+        # Not where the tables go: whoever reads only their head must not end the measurement.
+        with Terminal(errors) as progress:
             results = measure(targets, settings, progress)
     except KeyboardInterrupt:
-        make_console(stderr=True).print("\nstopped; nothing was kept")
+        errors.print("\nstopped; nothing was kept")
         raise typer.Exit(INTERRUPTED) from None
-    console.print()
-    console.print(bench_tables(results))
+    # Before anything is shown: a pipe that closes, or a table that fails, must not lose what took minutes.
     _write_json(json_file, results.model_dump(mode="json"))
+    console = make_console()
+    console.print(bench_tables(results))
+    _print_place("json", json_file)
+    if not any(target.latency for target in results.targets):
+        errors.print("[red]nothing measured:[/red] no model has a latency in any setting; the reasons stand above")
+        raise typer.Exit(NOTHING_MEASURED)
 
 
 @app.command(help=_COMPARE_HELP)
@@ -338,14 +348,15 @@ def compare(
     verdict = judge(conditions, comparing.figures_of(compared))
     from compress.compare_console import compare_tables
 
-    make_console().print(compare_tables(compared))
     if html is not None:
         from compress.files import write_file
         from compress.report.compare import render_compare
 
         write_file(html, render_compare(compared, verdict if conditions else None).encode())
-        make_console().print(f"\npage: {literal(str(html))}", soft_wrap=True)
     _write_json(json_file, compared.model_dump(mode="json"))
+    make_console().print(compare_tables(compared))
+    _print_place("page", html)
+    _print_place("json", json_file)
     errors = make_console(stderr=True)
     for line in verdict.failed:
         errors.print(f"[red]failed:[/red] {literal(line)}", soft_wrap=True)
@@ -372,15 +383,12 @@ def report(
 @app.command()
 def schema(
     of: Annotated[
-        Literal["pipeline", "results", "bench", "compare"],
+        Document,
         typer.Argument(help="Pipeline files, or what runs, `bench` and `compare` write as JSON."),
     ] = "pipeline",
 ) -> None:
     """Print the JSON schema of pipeline files, for editors, or of results, for programs: every field described."""
-    module, name = _DOCUMENTS[of]
-    kind = getattr(importlib.import_module(module), name)
-    document = kind.model_json_schema(by_alias=True)
-    typer.echo(json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **document}, indent=2))
+    typer.echo(json.dumps(json_schema(of), indent=2))
 
 
 def _write_json(path: Path | None, content: dict[str, Any]) -> None:
@@ -389,24 +397,8 @@ def _write_json(path: Path | None, content: dict[str, Any]) -> None:
     from compress.files import readable_json, write_file
 
     write_file(path, readable_json(content))
-    make_console().print(f"json: {literal(str(path))}", soft_wrap=True)
 
 
-def _command(file: Path, overrides: list[str] | None, until: str | None) -> str:
-    """The command that repeats a run, without folders of this machine."""
-    words = ["compress", "run", _placeless(file), *_override_words(overrides)]
-    if until is not None:
-        words += ["--until", until]
-    return shlex.join(words)
-
-
-def _placeless(path: Path) -> str:
-    return path.name if path.is_absolute() else path.as_posix()
-
-
-def _override_words(overrides: list[str] | None) -> list[str]:
-    words = []
-    for override in overrides or ():
-        key, _, value = override.partition("=")
-        words += ["--set", f"{key}={Path(value).name if Path(value).is_absolute() else value}"]
-    return words
+def _print_place(what: str, path: Path | None) -> None:
+    if path is not None:
+        make_console().print(f"{what}: {literal(str(path))}", soft_wrap=True)

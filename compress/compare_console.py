@@ -10,13 +10,14 @@ from compress.compared import Compared, RunFigures, Time
 from compress.report import text
 from compress.report.compare import (
     BASELINE,
-    NOT_IN_TURNS,
     OTHER_MACHINE,
+    about_times,
     front_words,
-    load_words,
     points_words,
     why_unpaired,
 )
+from compress.report.figures import load_words
+from compress.report.terminal import add_line, make_table
 
 
 def compare_tables(compared: Compared) -> RenderableType:
@@ -35,22 +36,8 @@ def compare_tables(compared: Compared) -> RenderableType:
     return Group(*parts, "", _rows(compared))
 
 
-def _table(title: str, *headings: str, words: int = 1) -> Table:
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=None, pad_edge=False, header_style="dim")
-    for position, heading in enumerate(headings):
-        # Where room is short the name in front folds; a figure that is cut would be another one.
-        table.add_column(
-            heading, justify="left" if position < words else "right", no_wrap=position > 0, overflow="fold"
-        )
-    return table
-
-
-def _add(table: Table, *cells: str, style: str = "") -> None:
-    table.add_row(*(Text(text.plain(cell)) for cell in cells), style=style)
-
-
 def _accuracies(compared: Compared) -> Table:
-    table = _table(
+    table = make_table(
         f"Accuracy, % (points against {text.plain(compared.baseline)}, 95 % intervals)",
         "run",
         "row",
@@ -62,7 +49,7 @@ def _accuracies(compared: Compared) -> Table:
     )
     for run in compared.runs:
         validation, test = run.accuracy.validation, run.accuracy.test
-        _add(
+        add_line(
             table,
             run.name,
             run.stage,
@@ -75,14 +62,14 @@ def _accuracies(compared: Compared) -> Table:
 
 
 def _costs(compared: Compared) -> Table:
-    table = _table("Size", "run", "type", "bytes", "× smaller", "gzipped", "parameters", "MACs", words=2)
+    table = make_table("Size", "run", "type", "bytes", "× smaller", "gzipped", "model's parameters", "MACs", words=2)
     for run in compared.runs:
-        _add(
+        add_line(
             table,
             run.name,
             run.precision,
             f"{run.size_bytes:,}",
-            BASELINE if run.size_ratio is None else f"{run.size_ratio:.2f}",
+            BASELINE if run.size_ratio is None else text.ratio(run.size_ratio),
             f"{run.gzip_bytes:,}",
             f"{run.parameters:,}",
             text.count(run.macs),
@@ -91,15 +78,20 @@ def _costs(compared: Compared) -> Table:
 
 
 def _latencies(compared: Compared) -> Table:
-    table = _table("Latency, ms per call (medians, 95 % intervals)", "run", "setting", "ms", "× faster", words=2)
+    table = make_table(
+        "Latency, ms per call (medians, 95 % intervals)",
+        "run",
+        "setting",
+        "ms",
+        "× faster",
+        words=2,
+        caption=about_times(compared),
+    )
     for setting in dict.fromkeys(time.setting for run in compared.runs for time in run.times):
         for run in compared.runs:
             time = next((time for time in run.times if time.setting == setting), None)
-            where = f"{setting.device}, {setting.backend}, {load_words(setting)}"
-            _add(table, run.name, where, *_time(run, time))
-    if len(compared.runs) > 1:
-        table.caption = Text(NOT_IN_TURNS, style="dim")
-        table.caption_justify = "left"
+            where = f"{setting.device}, {setting.backend}, {load_words(setting.batch_size, setting.threads)}"
+            add_line(table, run.name, where, *_time(run, time))
     return table
 
 
@@ -110,18 +102,18 @@ def _time(run: RunFigures, time: Time | None) -> tuple[str, str]:
     shown = f"{time.median_ms:.{decimals}f} {text.span(time.low_ms, time.high_ms, decimals)}"
     if time.speedup is None or time.speedup_low is None or time.speedup_high is None:
         return shown, BASELINE
-    return shown, f"{time.speedup:.2f} [{time.speedup_low:.2f}, {time.speedup_high:.2f}]"
+    return shown, text.ratio_with_span(time.speedup, time.speedup_low, time.speedup_high)
 
 
 def _rows(compared: Compared) -> Table:
     setting = compared.setting
-    table = _table(
+    table = make_table(
         "All rows, and which lie on the Pareto front of accuracy against size or latency",
         "row",
         "type",
         "validation %",
         "bytes",
-        *(() if setting is None else (f"ms, {load_words(setting)}",)),
+        *(() if setting is None else (f"ms, {load_words(setting.batch_size, setting.threads)}",)),
         "front",
         words=2,
     )
@@ -129,7 +121,7 @@ def _rows(compared: Compared) -> Table:
     for model in compared.models:
         time = model.time
         is_on_front = model.is_on_size_front or model.is_on_latency_front
-        _add(
+        add_line(
             table,
             f"{model.run}/{model.stage}" + (f" ({BASELINE})" if model.is_baseline else ""),
             model.precision,

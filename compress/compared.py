@@ -95,6 +95,7 @@ class ModelFigures(Record):
 class Compared(Record):
     """What `compress compare` finds; the content of its JSON file."""
 
+    kind: Literal["compare"] = "compare"
     version: Literal[1] = VERSION
     created: str
     """UTC, ISO 8601."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import json
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +19,17 @@ from compress.conditions import Figures, Unknown
 from compress.distinct import distinct
 from compress.errors import CompressError
 from compress.measured import METRICS, Accuracy, Latency, Measurement, PairedDifference
-from compress.methods.comparison import Interval, independent_difference, paired_difference_at_most, pareto_front
+from compress.methods.comparison import (
+    Interval,
+    independent_difference,
+    paired_difference_at_most,
+    pareto_front,
+    tellable_ratio,
+)
 from compress.names import near_path
 from compress.packed import unpack_answers
-from compress.results import Results, Row, load_results
+from compress.results import RESULTS, Results, Row, load_results
 
-RESULTS: Final = "results.json"
 _NOT_TIMED = "its latency was not measured in a setting that the runs on this machine have in common"
 _Split = Literal["validation", "test"]
 
@@ -59,6 +65,7 @@ def read_runs(paths: Sequence[Path]) -> tuple[Run, ...]:
         if not path.exists():
             raise CompressError(f"{path}: no such run{near_path(path, ('.json',), folders=True)}")
         file = path / RESULTS if path.is_dir() else path
+        _check_kind(file)
         found.append(load_results(file))
         folders.append(file.parent)
     for path, results in zip(paths[1:], found[1:], strict=True):
@@ -75,6 +82,21 @@ def read_runs(paths: Sequence[Path]) -> tuple[Run, ...]:
         Run(name, results, _answered(folder, results.rows[-1]))
         for name, folder, results in zip(names, folders, found, strict=True)
     )
+
+
+def _check_kind(file: Path) -> None:
+    """Tell what is no run's, such as a model or what another command wrote; what is damaged is told when it is loaded."""
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError:
+        return
+    except (ValueError, RecursionError):
+        if file.name == RESULTS:
+            return
+        raise CompressError(f"{file}: is no {RESULTS}; `compress compare` takes runs") from None
+    kind = content.get("kind", "run") if isinstance(content, dict) else None
+    if kind in ("bench", "compare"):
+        raise CompressError(f"{file}: is what `compress {kind}` wrote; `compress compare` takes runs")
 
 
 def compare(runs: Sequence[Run]) -> Compared:
@@ -133,13 +155,17 @@ def _alone(run: Run, settings: Sequence[Setting]) -> RunFigures:
     row, reference = results.rows[-1], results.reference_row()
     compared = row.comparison
     is_reference = row is reference
+
+    def ratio(latency: Latency) -> Interval | None:
+        return _own_ratio(latency, _repeats(run, _setting(latency)))
+
     return _run_figures(
         run,
         is_same_machine=True,
         validation=None if compared is None else _exact(compared.validation),
         test=None if compared is None else _exact(compared.test),
         size_ratio=None if is_reference else reference.size_bytes / row.size_bytes,
-        times=_times(row, settings, _own_ratio),
+        times=_times(row, settings, ratio),
     )
 
 
@@ -154,7 +180,9 @@ def _against(first: Run, run: Run, settings: Sequence[Setting]) -> RunFigures:
         differences = {split: _difference(first, run, split, is_paired=is_paired) for split in ("validation", "test")}
 
     def against(latency: Latency) -> Interval | None:
-        return None if is_base else _ratio(_latency(base, _setting(latency)), latency)
+        setting = _setting(latency)
+        repeats = (*_repeats(first, setting), *_repeats(run, setting))
+        return None if is_base else _ratio(_latency(base, setting), latency, repeats)
 
     return _run_figures(
         run,
@@ -307,15 +335,26 @@ def _time(setting: Setting, latency: Latency, ratio: Interval | None) -> Time:
     )
 
 
-def _own_ratio(latency: Latency) -> Interval | None:
+def _repeats(run: Run, setting: Setting) -> tuple[tuple[float, float], ...]:
+    """Intervals of what a run measured of its reference against itself in a setting."""
+    asked = (setting.device, setting.backend, setting.batch_size, setting.threads)
+    return tuple(
+        (one.ratio.low, one.ratio.high)
+        for one in run.results.repeats
+        if (one.device, one.backend, one.batch_size, one.threads) == asked
+    )
+
+
+def _own_ratio(latency: Latency, repeats: Sequence[tuple[float, float]]) -> Interval | None:
     """Against the reference of its own run, as it was measured: in turns, round by round."""
     ratio = latency.ratio
-    return None if ratio is None else (ratio.value, ratio.low, ratio.high)
+    return None if ratio is None else tellable_ratio((ratio.value, ratio.low, ratio.high), repeats)
 
 
-def _ratio(base: Latency, latency: Latency) -> Interval:
+def _ratio(base: Latency, latency: Latency, repeats: Sequence[tuple[float, float]]) -> Interval:
     """Of two runs, which were not measured in turns: whatever the two medians may be within their intervals."""
-    return base.median_ms / latency.median_ms, base.low_ms / latency.high_ms, base.high_ms / latency.low_ms
+    ratio = base.median_ms / latency.median_ms, base.low_ms / latency.high_ms, base.high_ms / latency.low_ms
+    return tellable_ratio(ratio, repeats)
 
 
 # --- Pareto fronts ---------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ QUANTITIES: Final[Mapping[str, str]] = {
     "size_ratio": "times smaller than the baseline",
     "latency_ms": "median milliseconds of a call, smallest batch and most threads that were measured",
     "speedup": "times faster than the baseline in that setting",
-    "parameters": "parameters",
+    "parameters": "parameters of the model, before batch normalisation is folded",
     "macs": "multiply-accumulates of a sample",
 }
 FLAGS: Final[Mapping[str, str]] = {"budget_missed": "the run missed the accuracy budget of its own pipeline file"}
@@ -126,8 +126,10 @@ def judge(conditions: Iterable[Condition], models: Mapping[str, Figures]) -> Ver
 
 
 def shown(value: float) -> str:
-    """A figure for people: whole numbers whole, others to six digits."""
-    return f"{value:,.0f}" if value == round(value) else f"{value:.6g}"
+    """A figure for people: whole numbers whole, others to six digits, but never without decimals."""
+    if value == round(value):
+        return f"{value + 0.0:,.0f}"  # -0.0 + 0.0 is 0.0: nothing lost is no loss of minus nothing
+    return f"{value:.6g}" if abs(value) < 99_999 else f"{value:,.1f}"
 
 
 def _number(text: str, at: str) -> float:

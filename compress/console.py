@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.events import EpochResult
-from compress.results import Results, Row
+from compress.results import Results
 
 _LOG_EVERY_SECONDS = 15.0
 _LOG_WIDTH = 1000
@@ -151,7 +151,6 @@ def results_table(results: Results) -> RenderableType:
     settings = [(entry.batch_size, entry.threads) for entry in results.rows[-1].latency]
     for batch_size, threads in settings:
         table.add_column(f"ms, batch {batch_size}, {threads} thr.", justify="right")
-    reference = results.reference_row()
     for row in results.rows:
         marked = f"{row.stage} (reference)" if row.stage == results.reference else row.stage
         times = {(entry.batch_size, entry.threads): entry.median_ms for entry in row.latency}
@@ -164,11 +163,12 @@ def results_table(results: Results) -> RenderableType:
             f"{row.size_bytes / 1e3:,.1f}",
             *(f"{times[setting]:.3f}" if setting in times else "—" for setting in settings),
         )
-    said = [*_ratios(reference, results.rows[-1]), *_repeats(results)]
+    said = [*_ratios(results), *_repeats(results)]
     return Group(table, *(Text(line) for line in said))
 
 
-def _ratios(reference: Row, last: Row) -> Iterator[str]:
+def _ratios(results: Results) -> Iterator[str]:
+    reference, last = results.reference_row(), results.rows[-1]
     if reference is last:
         return
     from compress.report import figures, text  # with what draws the report, which no other command needs
@@ -177,7 +177,8 @@ def _ratios(reference: Row, last: Row) -> Iterator[str]:
     for entry in last.latency:
         if entry.ratio is not None:
             load = f"at batch {entry.batch_size} with {text.plural(entry.threads, 'thread')}"
-            parts.append(f"{figures.speed(entry.ratio)} ({figures.speed_span(entry.ratio)}) {load}")
+            repeat = figures.repeat_in(results, figures.Setting.of(entry))
+            parts.append(f"{figures.speed(entry.ratio, repeat)} ({figures.speed_span(entry.ratio, repeat)}) {load}")
     points = last.accuracy.test.percent - reference.accuracy.test.percent
     parts.append(f"{points:+.2f} points on test")
     yield f"against '{text.plain(reference.stage)}': {', '.join(parts)}"

@@ -5,9 +5,12 @@ Percentages run from 0 to 100, sizes are bytes, times are seconds or, where the 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, JsonValue
+
+Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
+"""What an ONNX file computes in: int8 where it quantizes, else the type of most of its weights."""
 
 METRICS = "metrics.json"
 """File beside a checkpoint that holds its `Measurement`."""
@@ -64,8 +67,8 @@ class Quality(Record):
     """Class, answer, samples: the cells that are not zero, by class and answer; None with more than 100 classes."""
     calibration_error: float
     """Expected calibration error, percentage points: 15 bins of equal width (Guo et al. 2017, arXiv:1706.04599, eq. 3)."""
-    samples_per_second: float
-    """Of the evaluation: reading the data included."""
+    samples_per_second: float | None
+    """Of the evaluation: reading the data included. None where it was taken at another time."""
 
 
 class SplitQuality(Record):
@@ -83,7 +86,8 @@ class Layer(Record):
     parameters: int
     size_bytes: int
     """Of its constants in the file."""
-    macs: int
+    macs: int | None
+    """None where its shapes cannot be inferred."""
     output: tuple[int, ...] | None
     """Shape of its first output at batch size 1; None where it cannot be inferred."""
 
@@ -99,8 +103,8 @@ class Size(Record):
     parameters: int
     """Elements of the weights and biases, scales and zero points aside."""
     nonzero_parameters: int
-    macs: int
-    """Of one sample's forward pass: convolutions and matrix products."""
+    macs: int | None
+    """Of one sample's forward pass: convolutions and matrix products. None where the shapes of one cannot be inferred."""
     activation_peak_bytes: int | None
     """Most bytes of activations alive at once at batch size 1, nodes in the file's order, a quantized pair of nodes as its
     kernel keeps it (int8); None where shapes cannot be inferred."""
@@ -142,7 +146,7 @@ class Latency(Record):
     samples_per_second: float
     """Batch size over the median."""
     cold_start_ms: float
-    """Loading the model and its first answer in a fresh process whose libraries are imported."""
+    """Loading the model and its first answer, once, in a fresh process whose libraries are imported: a single sample."""
     peak_memory_bytes: int | None
     """Largest resident memory of that process, libraries included; None where the system does not tell."""
     ratio: Ratio | None = None
@@ -150,7 +154,7 @@ class Latency(Record):
 
 
 class Repeat(Record):
-    """The first variant measured against itself in a second process (A/A): what the machine's noise makes of equal things."""
+    """The reference measured against itself in a second process (A/A): what the machine's noise makes of equal things."""
 
     name: str
     device: str
@@ -184,7 +188,7 @@ class OperatorTime(Record):
     kind: Literal["int8", "float", "convert"]
     """In what it computes; 'convert' quantizes, dequantizes or reorders."""
     milliseconds: float
-    """Median over the calls."""
+    """Mean of the middle half of the calls: the profile's clock ticks in microseconds."""
 
 
 class Profile(Record):
@@ -208,7 +212,7 @@ class Measurement(Record):
 
     key: dict[str, JsonValue]
     """All that could change it."""
-    precision: Literal["fp32", "int8"]
+    precision: Precision
     accuracy: SplitAccuracy
     quality: SplitQuality
     answers: dict[str, str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 
 from compress.config.pipeline import LatencyConfig
 from compress.errors import CompressError, listed, nearest
+from compress.files import TEMPORARY
 
 
 def latency_config(batch_sizes: str, threads: str, rounds: int, seconds: float) -> LatencyConfig:
@@ -53,6 +55,28 @@ def whole_numbers(text: str, option: str) -> tuple[int, ...]:
         ) from None
 
 
+def input_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes of one sample by name of the input, from `NAME=3x224x224`; the name is '' where it is left out.
+
+    Raises:
+        CompressError: where a shape is none, or an input has two.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, equals, extents = text.rpartition("=")
+        parts = extents.split("x")
+        if (equals and not name) or not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
+            raise CompressError(
+                "--shape: must be whole numbers from 1 with x between them, the name of the input before them where a file "
+                f"has several, such as 3x224x224 or image=3x224x224, got '{text}'"
+            )
+        if name in found:
+            which = f"input '{name}'" if name else "the only input"
+            raise CompressError(f"--shape: {which} has two shapes")
+        found[name] = tuple(map(int, parts))
+    return found
+
+
 def chosen(text: str, known: Sequence[str], option: str) -> tuple[str, ...]:
     """Names with commas between them, each once, in their order.
 
@@ -77,14 +101,22 @@ def writable(path: Path | None, option: str) -> None:
     """Check that a file can stand where an option says, before minutes are spent on what it is to hold.
 
     Raises:
-        CompressError: where a folder stands there, or its own folder cannot be.
+        CompressError: where something else stands there, or the file cannot be made.
     """
     if path is None:
         return
-    if path.is_dir():
-        raise CompressError(f"{option} {path}: is a folder; name a file in it")
-    there = path.parent
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
-        raise CompressError(f"{option} {path}: cannot be written there: {there} is not a folder")
+    try:
+        if path.is_dir():
+            raise CompressError(f"{option} {path}: is a folder; name a file in it")
+        if path.exists() and not path.is_file():  # a device or a pipe would be replaced by a file
+            raise CompressError(f"{option} {path}: is no ordinary file, and would be replaced by one")
+        there = path.parent
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        if not there.is_dir():
+            raise CompressError(f"{option} {path}: cannot be written there: {there} is not a folder")
+        # As it will be written: under a longer name beside it. Permissions alone do not tell what a file system takes.
+        with tempfile.NamedTemporaryFile(prefix=f"{TEMPORARY}{path.name}-", dir=there):
+            pass
+    except OSError as error:
+        raise CompressError(f"{option} {path}: cannot be written: {error.strerror or error}") from None

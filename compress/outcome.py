@@ -22,11 +22,11 @@ from compress.manifest import METADATA, WEIGHTS
 from compress.plan import reference_position
 from compress.provenance import identity
 from compress.report import write_report
-from compress.results import Artifact, Budget, ChangedSample, Machine, Results, Row, load_results
+from compress.results import RESULTS, Artifact, Budget, ChangedSample, Machine, Results, Row, load_results
 from compress.rows import Done, rows_of
 from compress.surroundings import git_revision, machine_record
-
-RESULTS = "results.json"
+from compress.timed import crowding, main_setting
+from compress.told import without_folders
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ class Outcome:
         if config is None:
             return results
         # Everything else is safe on disk by now: a model too slow to time costs its times only.
+        # Measuring tells it too; kept here, it stands beside times that are known already. Noise stands in `repeats`.
+        self.warnings.extend(filter(None, [crowding(config)]))
         timed = results if known is not None else self._with_latencies(results, done, config)
         timed = self._with_profiles(timed, done, config)
         timed = timed.model_copy(update={"warnings": tuple(self.warnings)})
@@ -91,6 +93,11 @@ class Outcome:
         self.warnings.append(text)
         self.progress.warn(text)
 
+    def _places(self) -> tuple[Path, ...]:
+        """Where the files lie that an error may name."""
+        root = getattr(self.pipeline.data, "root", None)
+        return (self.root, *(() if root is None else (root,)))
+
     def _budget(self, rows: Sequence[Row]) -> Budget | None:
         """Whether the last row keeps to the budget; None where there is none, or not all stages ran."""
         comparison, budget = rows[-1].comparison, self.pipeline.budget
@@ -105,7 +112,7 @@ class Outcome:
             # Decisions are read off these images: none of them is a test image.
             return changed_samples(reference.measurement, last.measurement, self.data.for_decisions())
         except CompressError as error:
-            self._warn(f"no images of changed answers: {error}")
+            self._warn(without_folders(f"no images of changed answers: {error}", self._places()))
             return ()
 
     def _known(self, done: Sequence[Done], reference: Done, here: Machine) -> Results | None:
@@ -131,7 +138,7 @@ class Outcome:
         variants = [latency.Variant(one.planned.label, _model_of(one), one.measurement.precision) for one in done]
         found = latency.measure(variants, config, self.progress, results.reference)
         for text in latency.reasons(found.missing):
-            self._warn(text)
+            self._warn(without_folders(text, self._places()))
         rows = tuple(row.model_copy(update={"latency": found.latencies.get(row.stage, ())}) for row in results.rows)
         return results.model_copy(update={"rows": rows, "repeats": found.repeats})
 
@@ -145,9 +152,9 @@ class Outcome:
                 continue
             self.progress.note(f"time per node of '{row.stage}'")
             try:
-                found = profile.profile(_model_of(one), config.batch_sizes[0], config.threads[-1])
+                found = profile.profile(_model_of(one), *main_setting(config))
             except CompressError as error:
-                self._warn(f"no times per node of '{row.stage}': {error}")
+                self._warn(without_folders(f"no times per node of '{row.stage}': {error}", self._places()))
                 continue
             rows[-1] = row.model_copy(update={"profile": found})
         return results.model_copy(update={"rows": tuple(rows)})

@@ -153,7 +153,8 @@ class Keys:
             "data": dict(self._data),
             "seed": self._pipeline.seed,
             "batch_size": self._pipeline.bench.batch_size,  # sums round differently
-            "machine": self._place,
+            # How many samples a second it answers is this CPU's; what a stage makes is not.
+            "machine": {**self._place, "cpu": machine.cpu_model()},
             "versions": dict(versions(_BENCH_MODULE)),
             "code": code_digest(_BENCH_MODULE),
         }

@@ -16,6 +16,7 @@ from compress.measured import (
     Latency,
     NotMeasured,
     PairedDifference,
+    Precision,
     Profile,
     Record,
     Repeat,
@@ -25,6 +26,8 @@ from compress.measured import (
 )
 
 VERSION: Final = 2
+RESULTS: Final = "results.json"
+"""File of a run that holds its `Results`."""
 
 
 class Comparison(Record):
@@ -67,7 +70,7 @@ class Row(Record):
     checkpoint: str
     """Folder of the checkpoint, relative to the run's."""
     digest: str
-    precision: Literal["fp32", "int8"]
+    precision: Precision
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -118,6 +121,8 @@ class Artifact(Record):
 class Machine(Record):
     """Where it was measured."""
 
+    host: str
+    """Hash of the host's name and id, so that equal machines are told apart without naming any."""
     cpu: str
     cores: int
     architecture: str
@@ -131,6 +136,7 @@ class Machine(Record):
 class Results(Record):
     """Everything a run measured. The first row is the source, the last the exported artifact."""
 
+    kind: Literal["run"] = "run"
     version: Literal[2] = VERSION
     name: str
     created: str
@@ -182,7 +188,7 @@ class Target(Record):
     """Name of its ONNX file."""
     sha256: str
     precision: str
-    """'int8' where the file quantizes, else 'fp32'."""
+    """One of `compress.measured.Precision`."""
     size: Size
     accuracy: SplitAccuracy | None = None
     """None where no data was given."""
@@ -197,6 +203,7 @@ class Target(Record):
 class BenchResults(Record):
     """Everything that one `compress bench` measured."""
 
+    kind: Literal["bench"] = "bench"
     version: Literal[2] = VERSION
     created: str
     """UTC, ISO 8601."""
@@ -232,6 +239,9 @@ def load_results(path: Path) -> Results:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CompressError(f"{path}: is not valid JSON: {error}") from None
+    kind = content.get("kind", "run") if isinstance(content, dict) else "run"
+    if kind != "run":
+        raise CompressError(f"{path}: is what `compress {kind}` wrote, not the results of a run")
     version = content.get("version") if isinstance(content, dict) else None
     if version != VERSION:
         raise CompressError(f"{path}: is of version {version!r}; this program reads version {VERSION}")

@@ -15,13 +15,15 @@ from compress.results import Machine
 from compress.stages import STAGES
 
 _TAKES_TIMES = (*HARNESS, "compress.bench.profile", "compress.bench.profile_worker")
+_MACHINE_ID = Path("/etc/machine-id")
+_HOST_DIGITS = 12
 _GIT_SECONDS = 10.0
 # A hook that runs us sets these, for its own repository.
 _GIT_PLACES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 
 
 def machine_record() -> Machine:
-    """CPU, CUDA device, system, versions of all libraries that decide a result, and of our own code that takes times.
+    """Host, CPU, CUDA device, system, versions of all libraries that decide a result, and of our own code that takes times.
 
     Times that were measured where this record differs are another machine's, and are not reused.
     """
@@ -30,6 +32,7 @@ def machine_record() -> Machine:
     harness = "".join(code_digest(module) for module in _TAKES_TIMES)
     known["compress latency harness"] = hashlib.sha256(harness.encode()).hexdigest()[:12]
     return Machine(
+        host=_host(),
         cpu=machine.cpu_model(),
         cores=machine.cores(),
         architecture=platform.machine(),
@@ -39,6 +42,15 @@ def machine_record() -> Machine:
         python=platform.python_version(),
         versions=dict(sorted(known.items())),
     )
+
+
+def _host() -> str:
+    """Hash of the host's name and, where the system has one, the id of its installation."""
+    try:
+        identifier = _MACHINE_ID.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        identifier = ""
+    return hashlib.sha256(f"{platform.node()}\n{identifier}".encode()).hexdigest()[:_HOST_DIGITS]
 
 
 def git_revision(folder: Path) -> str | None:

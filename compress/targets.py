@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
+import onnx
 from pydantic import ValidationError
 
 from compress import checkpoint as checkpoints
@@ -14,7 +15,7 @@ from compress.bench.measure import MEASURED_ONNX, deployed_file
 from compress.checkpoint import Checkpoint
 from compress.data.base import Input
 from compress.distinct import Parts, distinct
-from compress.errors import CheckpointError, CompressError, listed
+from compress.errors import CheckpointError, CompressError, listed, nearest
 from compress.events import Progress
 from compress.files import sha256_of, write_file
 from compress.manifest import FILE_NAME
@@ -22,10 +23,11 @@ from compress.measured import METRICS, Measurement
 from compress.names import near_path
 from compress.onnx_io.convert import serialized
 from compress.onnx_io.float_graph import float_graph
-from compress.results import Results, Row, load_results
+from compress.results import RESULTS, Results, Row, load_results
 
-RESULTS: Final = "results.json"
 ONNX: Final = ".onnx"
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+"""Shape of one sample, without the batch, by name of the input."""
 TAKEN: Final = "an .onnx file, a checkpoint, a run, or a folder of .onnx files"
 
 
@@ -44,6 +46,39 @@ class Model:
     """What its run measured of it."""
     results: Results | None = None
     """Of that run."""
+
+
+def shapes_of(models: Sequence[Model], asked: Shapes) -> Mapping[str, Shapes]:
+    """Which of the shapes that were asked for concern each model, by its name.
+
+    Args:
+        models: files that were read before.
+        asked: by name of an input, whichever models have one of it; '' is the input of every model with only one.
+
+    Raises:
+        CompressError: where no model has an input of a name, or only one input where that is left out.
+    """
+    inputs = {model.name: _input_names(model.path) for model in models} if asked else {}
+    every = list(dict.fromkeys(name for names in inputs.values() for name in names))
+    for name in asked:
+        if name and name not in every:
+            raise CompressError(
+                f"--shape: no model has an input '{name}' (there are {listed(every)}){nearest(name, every)}"
+            )
+        if not name and all(len(names) != 1 for names in inputs.values()):
+            raise CompressError(f"--shape: no model has one input only: name it (there are {listed(every)})")
+    found: dict[str, Shapes] = {}
+    for model in models:
+        names = inputs.get(model.name, ())
+        alone = {names[0]: asked[""]} if len(names) == 1 and "" in asked else {}
+        found[model.name] = alone | {name: asked[name] for name in names if name in asked}
+    return found
+
+
+def _input_names(path: Path) -> tuple[str, ...]:
+    graph = onnx.load(path, load_external_data=False).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    return tuple(value.name for value in graph.input if value.name not in constants)
 
 
 @dataclass(frozen=True)

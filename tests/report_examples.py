@@ -428,6 +428,7 @@ def example_png(word, side=16):
 def example_machine(**changes):
     """A machine."""
     content = {
+        "host": "0123456789abcdef",
         "cpu": "AMD EPYC 9R14",
         "cores": 2,
         "architecture": "x86_64",

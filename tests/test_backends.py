@@ -48,9 +48,13 @@ def test_a_feed_is_what_the_model_takes(described, batch_size):
 @pytest.mark.parametrize(
     ("shape", "dtype", "message"),
     [
-        ((2, 3), "float32", "the file only takes batch size 2"),
-        ((), "float32", r"input 'x' may leave only its first dimension open, its shape is \[\]"),
-        ((None, 3, "height"), "float32", r"first dimension open, its shape is \[None, 3, 'height'\]"),
+        (
+            (2, 3),
+            "float32",
+            r"the file only takes batch size 2; use --batch-size 2 \(in a pipeline bench\.latency\.batch_sizes",
+        ),
+        ((), "float32", r"input 'x' must have the batch as its first dimension, its shape is \[\]"),
+        ((None, 3, "height"), "float32", r"batch open, its shape is \[None, 3, 'height'\]: give --shape x=3x224,"),
         ((None, 3), "string", "input 'x' must hold numbers, it is string"),
         ((None, 3), "seq(tensor(float))", "must hold numbers"),
     ],
@@ -58,6 +62,43 @@ def test_a_feed_is_what_the_model_takes(described, batch_size):
 def test_a_feed_that_cannot_be_made(shape, dtype, message):
     with pytest.raises(ValueError, match=message):
         random_feed([Given("x", shape, dtype)], 1)
+
+
+@given(st.lists(extents, min_size=1, max_size=3), st.integers(1, 9), st.data())
+def test_open_sizes_are_those_given(described, batch_size, data):
+    """Any of the sizes may be open, by name or without one; those that are not may be told again or left out."""
+    inputs, shapes = [], {}
+    for i, rest in enumerate(described):
+        left_open = [data.draw(st.sampled_from([size, None, "size"])) for size in rest]
+        inputs.append(Given(f"x{i}", (None, *left_open), "float32"))
+        if left_open != rest or data.draw(st.booleans()):
+            shapes[f"x{i}"] = tuple(rest)
+    feed = random_feed(inputs, batch_size, shapes)
+    assert [array.shape for array in feed.values()] == [(batch_size, *rest) for rest in described]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"y": (3, 8)}, "^no input is called 'y'; the model takes 'x', 'mask'$"),
+        (
+            {"x": (3, 8, 8), "mask": (4,)},
+            r"^input 'x' cannot have the shape 3x8x8: without the batch it must be 3x\?, with any",
+        ),
+        ({"x": (3,)}, r"^input 'x' cannot have the shape 3: without the batch it must be 3x\?, with any size from 1"),
+        ({"x": (4, 8)}, r"^input 'x' cannot have the shape 4x8: without the batch it must be 3x\?"),
+        ({"x": (3, 0)}, r"^input 'x' cannot have the shape 3x0: without the batch it must be 3x\?"),
+        ({"x": (3, 8), "mask": (5,)}, "^input 'mask' cannot have the shape 5: without the batch it must be 4$"),
+        (
+            {"mask": (4,)},
+            r"^input 'x' leaves more than the batch open, its shape is \['n', 3, 'h'\]: give --shape x=3x224,",
+        ),
+    ],
+)
+def test_shapes_that_do_not_fit_are_told_what_would(shapes, message):
+    inputs = [Given("x", ("n", 3, "h"), "float32"), Given("mask", ("n", 4), "bool")]
+    with pytest.raises(ValueError, match=message):
+        random_feed(inputs, 2, shapes)
 
 
 def test_the_clock_sees_what_runs():
@@ -99,7 +140,7 @@ def test_refusals_are_rows_and_start_no_process(tmp_path, monkeypatch):
         Variant("a", tmp_path / "a.onnx", "fp32", backend="tensorrt"),
         Variant("b", tmp_path / "b.onnx", "int8", checkpoint=tmp_path, backend="torch", device="cuda", compute="fp16"),
     ]
-    config = LatencyConfig(batch_sizes=(1, 8), threads=(2,), rounds=3)
+    config = LatencyConfig(batch_sizes=(1, 8), threads=(2,), rounds=6)
     found = measure(variants, config, Silent())
     assert found.latencies == {"a": (), "b": ()}
     told = [(each.name, each.backend, each.device, each.precision, each.batch_size) for each in found.missing]
@@ -251,7 +292,7 @@ def test_torch_row(workshop, tmp_path):
     variant = Variant(
         "good", tmp_path / "none.onnx", "fp32", checkpoint.path, frozenset(workshop.trusted), backend="torch"
     )
-    config = LatencyConfig(batch_sizes=(3,), threads=(1,), rounds=3, seconds=0.001)
+    config = LatencyConfig(batch_sizes=(3,), threads=(1,), rounds=6, seconds=0.001)
     found = measure([variant], config, Silent())
     assert found.missing == ()
     (record,) = found.latencies["good"]
@@ -375,7 +416,7 @@ def test_events_see_what_the_device_does():
 @pytest.mark.parametrize("batch", ["batch", 2])
 def test_openvino_row(tmp_path, batch):
     path = write_conv(tmp_path / "a.onnx", batch=batch)
-    config = LatencyConfig(batch_sizes=(2,), threads=(1,), rounds=3, seconds=0.001)
+    config = LatencyConfig(batch_sizes=(2,), threads=(1,), rounds=6, seconds=0.001)
     variants = [Variant("a", path, "fp32", backend="openvino"), Variant("b", path, "int8", backend="openvino")]
     found = measure(variants, config, Recorder())
     assert found.missing == ()
@@ -389,7 +430,23 @@ def test_openvino_row(tmp_path, batch):
 def test_openvino_refuses_another_batch_of_a_fixed_file(tmp_path):
     path = write_conv(tmp_path / "a.onnx", batch=2)
     (missing,) = measure([Variant("a", path, "fp32", backend="openvino")], QUICK, Silent()).missing
-    assert missing.reason == "the file only takes batch size 2"
+    assert (
+        missing.reason
+        == "the file only takes batch size 2; use --batch-size 2 (in a pipeline bench.latency.batch_sizes)"
+    )
+
+
+@needs_openvino
+def test_openvino_takes_open_sizes_as_given(tmp_path):
+    path = write_conv(tmp_path / "a.onnx", height="height")
+    variants = [
+        Variant("good", path, "fp32", backend="openvino", shapes={"x0": (4, 6, 12)}),
+        Variant("bad", path, "fp32", backend="openvino"),
+    ]
+    found = measure(variants, QUICK, Silent())
+    assert len(found.latencies["good"]) == 1
+    (missing,) = found.missing
+    assert (missing.name, "give --shape x0=4x224x12" in missing.reason) == ("bad", True)
 
 
 @needs_openvino

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -332,6 +333,25 @@ def test_an_interrupt_of_any_other_command_is_code_130_too(compress, monkeypatch
 def test_a_user_error_during_a_run_is_code_2(compress, monkeypatch):
     pretend(monkeypatch, CompressError("two\nlines [red]"))
     assert compress("run", "p.yaml") == (2, "  half way [bold]\n", "error: two\nlines [red]\n")
+
+
+def test_a_comparison_is_on_disk_before_it_is_shown(compress, monkeypatch):
+    def broken(compared):
+        raise CompressError("the pipe is closed")
+
+    Path("tiny").mkdir()
+    Path("tiny/results.json").write_text(results().model_dump_json())
+    words = ("compare", "tiny", "--json", "out/c.json", "--html", "out/c.html")
+    code, out, err = compress(*words)
+    assert (code, err) == (0, "")
+    assert out.endswith("page: out/c.html\njson: out/c.json\n")
+    pages = [path.read_text() for path in sorted(Path("out").iterdir())]
+    assert pages[0].startswith("<!DOCTYPE html>")
+    assert json.loads(pages[1])["kind"] == "compare"
+    shutil.rmtree("out")
+    monkeypatch.setattr("compress.compare_console.compare_tables", broken)
+    assert compress(*words) == (2, "", "error: the pipe is closed\n")
+    assert sorted(path.name for path in Path("out").iterdir()) == ["c.html", "c.json"]
 
 
 # --- inspect ---------------------------------------------------------------------------------------------------------

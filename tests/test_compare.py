@@ -15,6 +15,7 @@ from browser import CHROMIUM, Browser, Tab
 from report_examples import (
     example_answers,
     example_machine,
+    example_repeat,
     example_results,
     example_row,
     example_run,
@@ -31,7 +32,7 @@ from compress.console import make_console
 from compress.errors import CompressError
 from compress.measured import Measurement
 from compress.packed import pack_answers, pack_confidences
-from compress.report.compare import render_compare
+from compress.report.compare import faster_words, render_compare
 from compress.results import Results
 
 HOSTILE = '<script>alert("1")</script> | <img src=x onerror=1> [red]b[/] $x_2$\n# head & \x07'
@@ -181,7 +182,40 @@ def test_speed_is_the_ratio_of_the_medians_with_the_widest_interval():
     assert faster.speedup_high == pytest.approx(base.high_ms / faster.low_ms)
 
 
-@pytest.mark.parametrize("change", [{"cpu": "ARM"}, {"versions": {"onnxruntime": "1"}}, {"cores": 4}])
+def test_runs_alike_within_what_their_repeats_tell_are_no_faster():
+    loads = ((1, 1),)
+    quiet = {"time_factor": 0.93, "loads": loads}  # 1 / 0.93 = 1.075, and 2 % of each median: clear on its own
+    noisy = example_results("c", **quiet).model_copy(update={"repeats": (example_repeat(is_noisy=True),)})
+    found = compared(a=example_results("a", loads=loads), b=example_results("b", **quiet), c=noisy)
+    clear, unclear = found.runs[1].times[0], found.runs[2].times[0]
+    assert clear.speedup == unclear.speedup == pytest.approx(1 / 0.93)
+    assert clear.speedup_low > 1
+    reach = max(noisy.repeats[0].ratio.high, 1 / noisy.repeats[0].ratio.low)
+    assert (unclear.speedup_low, unclear.speedup_high) == pytest.approx((1 / 0.93 / reach, reach / 0.93))
+    assert (faster_words(clear), faster_words(unclear)) == ("1.08× faster", "no clear difference")
+    shown = " ".join(Page(render_compare(found)).text)
+    assert "against itself (A/A)" in shown
+    # The baseline's own repeat counts as much, and that of a run alone.
+    other_way = compared(d=noisy, e=example_results("e", time_factor=0.865, loads=loads))
+    assert faster_words(other_way.runs[1].times[0]) == "no clear difference"
+    alone = example_results("f", time_factor=7.0, loads=loads)
+    assert faster_words(compared(f=alone).runs[0].times[0]) == "1.04× faster"
+    alone = alone.model_copy(update={"repeats": (example_repeat(is_noisy=True),)})
+    assert faster_words(compared(g=alone).runs[0].times[0]) == "no clear difference"
+
+
+def test_tiny_ratios_keep_their_digits():
+    found = compared(a=example_results("a"), b=example_results("b", size_factor=80.0, time_factor=97.0))
+    console = make_console()
+    with console.capture() as capture:
+        console.print(compare_tables(found))
+    assert "0.0125 " in capture.get()
+    assert "0.0103 [0.0099, 0.0107]" in capture.get()
+
+
+@pytest.mark.parametrize(
+    "change", [{"cpu": "ARM"}, {"host": "f" * 16}, {"versions": {"onnxruntime": "1"}}, {"cores": 4}]
+)
 def test_times_of_another_machine_are_never_compared(change):
     other = example_results("b", machine=example_machine(**change), time_factor=0.5, more_wrong=5)
     found = compared(a=example_results("a"), b=other)
@@ -250,11 +284,28 @@ def test_bad_runs_are_one_message():
         with pytest.raises(CompressError) as caught:
             read_runs([Path(path)])
         assert str(caught.value) == message
+    Path("model.onnx").write_bytes(b"\x08\x07\x12\xff\xfe")
+    Path("notes.md").write_text("# notes")
+    Path("bench.json").write_text(json.dumps({"kind": "bench", "version": 2}))
+    Path("found.json").write_text(compared(a=example_results(), b=example_results()).model_dump_json())
+    for path, message in (
+        ("model.onnx", "model.onnx: is no results.json; `compress compare` takes runs"),
+        ("notes.md", "notes.md: is no results.json; `compress compare` takes runs"),
+        ("bench.json", "bench.json: is what `compress bench` wrote; `compress compare` takes runs"),
+        ("found.json", "found.json: is what `compress compare` wrote; `compress compare` takes runs"),
+    ):
+        with pytest.raises(CompressError) as caught:
+            read_runs([Path("runs/digits"), Path(path)])
+        assert str(caught.value) == message
+    Path("runs/digits/results.json").write_text("{")
+    with pytest.raises(CompressError, match=r"^runs/digits/results\.json: is not valid JSON: "):
+        read_runs([Path("runs/digits")])
+    write("runs/again", example_results())
     other = write("runs/other", example_results(classes=("a", "b")))
     with pytest.raises(
-        CompressError, match=r"runs/other: its 2 classes are not the 10 of runs/digits: accuracy on diff"
+        CompressError, match=r"runs/other: its 2 classes are not the 10 of runs/again: accuracy on diff"
     ):
-        read_runs([Path("runs/digits"), other])
+        read_runs([Path("runs/again"), other])
 
 
 # --- forms -----------------------------------------------------------------------------------------------------------

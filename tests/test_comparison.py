@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.methods.comparison import independent_difference, paired_difference_at_most, pareto_front
+from compress.methods.comparison import (
+    independent_difference,
+    is_clear_ratio,
+    paired_difference_at_most,
+    pareto_front,
+    tellable_ratio,
+)
 from compress.methods.statistics import paired_difference
 
 
@@ -98,3 +104,35 @@ def test_fronts_are_what_nothing_beats(points):
         assert any(other_cost <= cost and other_value >= value for other_cost, other_value in front)
     for cost, value in front:
         assert not any(o != (cost, value) and o[0] <= cost and o[1] >= value for o in points)
+
+
+# --- ratios against what equal things gave ---------------------------------------------------------------------------
+
+
+def test_a_ratio_is_clear_only_beyond_what_equal_things_gave():
+    strayed = (1.012, 1.023)
+    assert not is_clear_ratio((1.022, 1.012, 1.023), [strayed])
+    assert is_clear_ratio((1.022, 1.012, 1.023), [])
+    assert is_clear_ratio((1.03, 1.025, 1.04), [strayed])
+    assert not is_clear_ratio((1.03, 0.99, 1.04), [strayed])
+    # The furthest of several repeats counts, on whichever side of 1 it lies.
+    assert not is_clear_ratio((1.03, 1.025, 1.04), [strayed, (0.96, 1.0)])
+
+
+@given(
+    value=st.floats(0.1, 10.0),
+    spread=st.floats(1.0, 1.5),
+    repeats=st.lists(st.tuples(st.floats(0.7, 1.0), st.floats(1.0, 1.4)), max_size=3),
+)
+def test_ratios_turn_round_and_only_widen(value, spread, repeats):
+    ratio = (value, value / spread, value * spread)
+    found, low, high = tellable_ratio(ratio, repeats)
+    assert found == value
+    assert low <= ratio[1] <= ratio[2] <= high
+    assert tellable_ratio(ratio, []) == ratio
+    inverse = (1 / value, 1 / ratio[2], 1 / ratio[1])
+    assert tellable_ratio(inverse, repeats) == pytest.approx((1 / value, 1 / high, 1 / low))
+    reach = max([1.0, *(max(upper, 1 / lower) for lower, upper in repeats)])
+    if is_clear_ratio(ratio, repeats):
+        assert max(value, 1 / value) >= reach
+        assert not ratio[1] <= 1 <= ratio[2]

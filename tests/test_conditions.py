@@ -101,10 +101,13 @@ def test_lines_name_condition_model_and_value():
 
 
 def test_figures_are_shown_whole_or_to_six_digits():
-    assert [shown(value) for value in (3424536.0, 0.0, -2.0, 1 / 3, 23.0298)] == [
+    assert [shown(value) for value in (3424536.0, 0.0, -0.0, -2.0, 1 / 3, 23.0298, 1234567.5, -123456.78)] == [
         "3,424,536",
+        "0",
         "0",
         "-2",
         "0.333333",
         "23.0298",
+        "1,234,567.5",
+        "-123,456.8",
     ]

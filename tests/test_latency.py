@@ -24,7 +24,7 @@ from compress.events import Silent
 from compress.measured import NotMeasured
 from compress.methods.statistics import is_noisy_repeat
 
-QUICK = LatencyConfig(batch_sizes=(1,), threads=(1,), rounds=3, seconds=0.001)
+QUICK = LatencyConfig(batch_sizes=(1,), threads=(1,), rounds=6, seconds=0.001)
 
 
 class Recorder(Silent):
@@ -98,6 +98,9 @@ for line in sys.stdin:
         answer = {"provider": "planted", "precision": "fp32", "cold_start_ns": 5_000_000}
         if stem == "refused":
             answer = {"error": "no such model", "is_unavailable": False}
+        if stem == "once" and not path.exists():
+            path.touch()
+            answer = {"error": "no memory left", "is_unavailable": False}
     elif request["do"] == "memory":
         answer = {"peak_bytes": None}
     elif request["do"] == "measure":
@@ -123,7 +126,7 @@ def planted(tmp_path, monkeypatch):
     """`measure` on such workers: it takes names of files and tells what it found, and a `Recorder`."""
     program = tmp_path / "planted.py"
     program.write_text(PLANTED)
-    monkeypatch.setattr(latency_process, "_START", program)
+    monkeypatch.setattr(latency_process, "START", program)
 
     def run(*stems, config=QUICK, reference=None, **settings):
         variants = [Variant(stem, tmp_path / f"{stem}.onnx", "fp32", **settings) for stem in stems]
@@ -138,7 +141,7 @@ ROUNDS = LatencyConfig(batch_sizes=(1,), threads=(1,), rounds=10, seconds=0.001)
 
 def test_every_setting_gets_a_well_formed_record(tmp_path, started):
     path = write_conv(tmp_path / "a.onnx")
-    config = LatencyConfig(batch_sizes=(1, 3), threads=(1, 2), rounds=3, seconds=0.001)
+    config = LatencyConfig(batch_sizes=(1, 3), threads=(1, 2), rounds=6, seconds=0.001)
     progress = Recorder()
     found = measure([Variant("a", path, "fp32"), Variant("again", path, "int8")], config, progress)
     assert list(found.latencies) == ["a", "again"]
@@ -167,7 +170,7 @@ def test_every_setting_gets_a_well_formed_record(tmp_path, started):
         assert repeat.ratio.against == "a"
         assert repeat.is_noisy == is_noisy_repeat(repeat.ratio.low, repeat.ratio.high)
     assert [step[:3] for step in progress.steps if "loading" not in step[3]] == [
-        ("latency", done, 12) for done in range(13)
+        ("latency", done, 24) for done in range(25)
     ]
     # A process per variant and setting, one more for the reference, and none of them left.
     assert len(started) == 12
@@ -234,7 +237,7 @@ def test_the_processes_take_turns(tmp_path, monkeypatch):
     monkeypatch.setattr(WorkerProcess, "ask", spy)
     measure([Variant(name, path, "fp32") for name in "ab"], QUICK, Silent())
     positions = {process: position for position, process in enumerate(turns[:3])}
-    assert [positions[process] for process in turns] == order(3, 0) + order(3, 1) + order(3, 2)
+    assert [positions[process] for process in turns] == [place for turn in range(6) for place in order(3, turn)]
 
 
 def test_ratios_are_taken_round_by_round(planted):
@@ -282,14 +285,62 @@ def test_ratios_stay_within_a_backend(tmp_path, planted):
     assert [(repeat.name, repeat.backend) for repeat in found.repeats] == [("1.0", "onnxruntime"), ("1.0", "openvino")]
 
 
-def test_without_its_reference_a_backend_gets_no_ratios(tmp_path, planted):
+def against(found):
+    """By name of a variant, what each of its rows is compared with and how that comes out."""
+    return {
+        name: [record.ratio and (record.ratio.against, round(record.ratio.value, 3)) for record in records]
+        for name, records in found.latencies.items()
+    }
+
+
+def test_a_backend_without_the_reference_compares_with_its_first(tmp_path, planted):
     variants = [
         Variant("1.0", tmp_path / "1.0.onnx", "fp32"),
         Variant("2.0", tmp_path / "2.0.onnx", "fp32", backend="openvino"),
+        Variant("4.0", tmp_path / "4.0.onnx", "fp32", backend="openvino"),
     ]
     found = measure(variants, QUICK, Silent())
-    assert found.latencies["2.0"][0].ratio is None
-    assert [repeat.backend for repeat in found.repeats] == ["onnxruntime"]
+    assert against(found) == {"1.0": [None], "2.0": [None], "4.0": [("2.0", 0.5)]}
+    assert [(repeat.backend, repeat.name) for repeat in found.repeats] == [("onnxruntime", "1.0"), ("openvino", "2.0")]
+
+
+def test_a_reference_that_its_backend_never_runs_is_replaced_there(tmp_path, planted):
+    """PyTorch gets a bare file first, then two checkpoints."""
+    first = {"name": "1.0", "path": tmp_path / "1.0.onnx", "precision": "fp32"}
+    others = [
+        {"name": stem, "path": tmp_path / f"{stem}.onnx", "precision": "fp32", "checkpoint": tmp_path}
+        for stem in ("2.0", "4.0")
+    ]
+    variants = [Variant(**each, backend=backend) for backend in ("onnxruntime", "torch") for each in (first, *others)]
+    found = measure(variants, QUICK, Silent())
+    assert against(found) == {
+        "1.0": [None],
+        "2.0": [("1.0", 0.5), None],
+        "4.0": [("1.0", 0.25), ("2.0", 0.5)],
+    }
+    assert [(repeat.backend, repeat.name) for repeat in found.repeats] == [("onnxruntime", "1.0"), ("torch", "2.0")]
+    assert [(each.name, each.backend) for each in found.missing] == [("1.0", "torch")]
+
+
+def test_types_on_a_device_are_compared_among_themselves(tmp_path, planted):
+    variants = [
+        Variant(stem, tmp_path / f"{stem}.onnx", "fp32", tmp_path, device="cuda", backend="torch", compute=compute)
+        for stem, compute in [("1.0", ""), ("2.0", ""), ("2.0", "fp16"), ("4.0", "fp16"), ("4.0", "bf16")]
+    ]
+    found = measure(variants, QUICK, Silent(), "1.0")
+    assert against(found) == {"1.0": [None], "2.0": [("1.0", 0.5), None], "4.0": [("2.0", 0.5), None]}
+    assert [repeat.name for repeat in found.repeats] == ["1.0", "2.0", "4.0"]
+
+
+@pytest.mark.parametrize("reference", ["refused", "absent"])
+def test_a_reference_that_does_not_load_is_replaced(planted, started, reference):
+    found, progress = planted(reference, "2.0", "4.0", config=ROUNDS)
+    assert against(found) == {reference: [], "2.0": [None], "4.0": [("2.0", 0.5)]}
+    assert [(repeat.name, repeat.ratio.against) for repeat in found.repeats] == [("2.0", "2.0")]
+    assert [each.name for each in found.missing] == [reference]
+    assert progress.warnings == []
+    assert len(started) == 5  # the three, the reference's repeat, and that of the one in its place
+    assert all(process.poll() is not None for process in started)
 
 
 def test_a_noisy_machine_is_said_to_be_one(planted):
@@ -322,7 +373,17 @@ def test_one_that_dies_is_missing_and_the_others_go_on(planted, started):
     assert all(process.poll() is not None for process in started)
 
 
-def test_without_the_reference_rows_have_no_ratio(planted):
+def test_the_repeat_of_a_reference_that_does_not_load_goes_with_it(planted, started):
+    """The second process of `once` would load."""
+    found, _ = planted("once", "2.0", "4.0", config=ROUNDS)
+    assert against(found) == {"once": [], "2.0": [None], "4.0": [("2.0", 0.5)]}
+    assert [(repeat.name, repeat.ratio.value) for repeat in found.repeats] == [("2.0", pytest.approx(1.0))]
+    assert [(each.name, each.reason) for each in found.missing] == [("once", "no memory left")]
+    assert len(started) == 5
+    assert all(process.poll() is not None for process in started)
+
+
+def test_a_reference_that_ends_in_the_middle_is_not_replaced(planted):
     found, progress = planted("dies", "2.0", config=ROUNDS)
     assert found.latencies["2.0"][0].ratio is None
     assert found.repeats == ()
@@ -352,7 +413,7 @@ def test_one_that_hangs_is_ended_with_what_it_started(tmp_path, planted, started
 
 
 def test_a_backend_that_is_not_there_is_tried_once(planted, started):
-    config = LatencyConfig(batch_sizes=(1, 2), threads=(1, 2), rounds=3, seconds=0.001)
+    config = LatencyConfig(batch_sizes=(1, 2), threads=(1, 2), rounds=6, seconds=0.001)
     found, _ = planted("absent", config=config)
     assert found.latencies == {"absent": ()}
     assert [(each.batch_size, each.threads) for each in found.missing] == [(1, 1), (1, 2), (2, 1), (2, 2)]
@@ -361,7 +422,7 @@ def test_a_backend_that_is_not_there_is_tried_once(planted, started):
 
 
 def test_what_one_setting_refuses_is_tried_in_the_next(planted, started):
-    config = LatencyConfig(batch_sizes=(1,), threads=(1, 2), rounds=3, seconds=0.001)
+    config = LatencyConfig(batch_sizes=(1,), threads=(1, 2), rounds=6, seconds=0.001)
     found, _ = planted("1.0", "refused", config=config)
     assert [(each.name, each.threads, each.reason) for each in found.missing] == [
         ("refused", 1, "no such model"),
@@ -388,13 +449,16 @@ def test_reasons_are_told_once_for_all_settings():
 def test_a_fixed_batch_is_measured_where_it_fits_and_named_where_not(tmp_path, started):
     fixed = write_conv(tmp_path / "fixed.onnx", batch=2)
     free = write_conv(tmp_path / "free.onnx")
-    config = LatencyConfig(batch_sizes=(1, 2), threads=(1,), rounds=3, seconds=0.001)
+    config = LatencyConfig(batch_sizes=(1, 2), threads=(1,), rounds=6, seconds=0.001)
     found = measure([Variant("fixed", fixed, "fp32"), Variant("free", free, "fp32")], config, Recorder())
     assert [(record.batch_size, record.threads) for record in found.latencies["fixed"]] == [(2, 1)]
     assert len(found.latencies["free"]) == 2
     assert [(each.name, each.batch_size, each.reason) for each in found.missing] == [
-        ("fixed", 1, "the file only takes batch size 2")
+        ("fixed", 1, "the file only takes batch size 2; use --batch-size 2 (in a pipeline bench.latency.batch_sizes)")
     ]
+    # Where it cannot run the other is compared with itself, where it can with it.
+    assert [(repeat.name, repeat.batch_size) for repeat in found.repeats] == [("free", 1), ("fixed", 2)]
+    assert [record.ratio and record.ratio.against for record in found.latencies["free"]] == [None, "fixed"]
     assert all(process.poll() is not None for process in started)
 
 
@@ -409,7 +473,7 @@ def test_nothing_that_fits_gives_no_record(tmp_path):
 def test_more_threads_than_cores_warn(monkeypatch):
     monkeypatch.setattr(latency, "cores", lambda: 1)
     progress = Recorder()
-    measure([], LatencyConfig(threads=(1, 2), rounds=3), progress)
+    measure([], LatencyConfig(threads=(1, 2), rounds=6), progress)
     assert progress.warnings == [
         "latency with 2 threads on 1 core(s): the threads wait for each other, the numbers say little"
     ]
@@ -420,7 +484,7 @@ def test_more_threads_than_cores_warn(monkeypatch):
     [
         (lambda path: path.write_bytes(b"no model"), "bad.onnx"),
         (lambda path: None, "bad.onnx"),
-        (lambda path: write_conv(path, height="height"), "input 'x0' may leave only its first dimension open"),
+        (lambda path: write_conv(path, height="height"), "['batch', 4, 'height', 12]: give --shape x0=4x224x12,"),
         (lambda path: write_identity(path, TensorProto.STRING), "input 'x0' must hold numbers, it is string"),
     ],
     ids=["broken", "missing", "open height", "strings"],
@@ -437,6 +501,30 @@ def test_a_model_that_cannot_be_measured_is_a_row_with_the_reason(tmp_path, star
     assert str(tmp_path) not in missing.reason
     assert len(started) == 3
     assert all(process.poll() is not None for process in started)
+
+
+def test_open_sizes_are_measured_at_the_shapes_given(tmp_path):
+    path = write_conv(tmp_path / "a.onnx", channels=16, height="height", layers=20)
+
+    def variant(name, **shapes):
+        return Variant(name, path, "fp32", shapes=shapes)
+
+    variants = [variant("low", x0=(16, 4, 12)), variant("high", x0=(16, 160, 12))]
+    variants += [
+        variant("another channel", x0=(4, 8, 12)),
+        variant("misspelt", x=(16, 8, 12)),
+        variant("flat", x0=(16, 8)),
+    ]
+    found = measure(variants, QUICK, Silent())
+    (low,), (high,) = found.latencies["low"], found.latencies["high"]
+    assert high.median_ms > 3 * low.median_ms
+    ending = "must be 16x?x12, with any size from 1 in the place of '?'"
+    assert [(each.name, each.reason) for each in found.missing] == [
+        ("another channel", f"input 'x0' cannot have the shape 4x8x12: without the batch it {ending}"),
+        ("misspelt", "no input is called 'x'; the model takes 'x0'"),
+        ("flat", f"input 'x0' cannot have the shape 16x8: without the batch it {ending}"),
+    ]
+    assert len({*variants, variant("low", x0=(16, 4, 12))}) == len(variants)
 
 
 @pytest.mark.parametrize("element", [TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.INT32, TensorProto.BOOL])
@@ -473,7 +561,7 @@ def test_an_interrupt_leaves_no_process(tmp_path, started):
 def test_a_worker_that_fails_is_named(tmp_path, monkeypatch, started, program, patience, reason):
     fake = tmp_path / "worker.py"
     fake.write_text(program)
-    monkeypatch.setattr(latency_process, "_START", fake)
+    monkeypatch.setattr(latency_process, "START", fake)
     monkeypatch.setattr(latency_process, "PATIENCE_SECONDS", float(patience))
     (missing,) = measure([Variant("a", tmp_path / "a.onnx", "fp32")], QUICK, Silent()).missing
     assert missing.name == "a"
@@ -591,7 +679,7 @@ def test_the_workers_package_is_the_parents(tmp_path):
     here.mkdir()
     (here / "statistics.py").write_text("raise SystemExit('the wrong module')")
     done = subprocess.run(
-        [sys.executable, "-P", str(latency_process._START)],
+        [sys.executable, "-P", str(latency_process.START), "latency_worker"],
         input='{"do": "dance"}\n',
         capture_output=True,
         text=True,

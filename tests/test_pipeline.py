@@ -17,13 +17,13 @@ from sklearn.metrics import confusion_matrix, precision_score
 from compress import checkpoint as checkpoints
 from compress import run
 from compress.bench import latency as harness
-from compress.errors import CheckpointError, CompressError, ModelError, StageError
+from compress.errors import CheckpointError, CompressError, DataError, ModelError, StageError
 from compress.events import Silent
 from compress.measured import NotMeasured
 from compress.plan import planned_stages
 from compress.results import Results, load_results
 
-LATENCY = {"latency": {"threads": [1], "rounds": 3, "seconds": 0.001}}
+LATENCY = {"latency": {"threads": [1], "rounds": 6, "seconds": 0.001}}
 TRAIN = {"train": {"epochs": 3, "batch_size": 16, "optimizer": "adamw", "learning_rate": 0.01}}
 PRUNE = {"prune": {"target": {"macs": 0.6}, "recovery": None}}
 QUANTIZE = {"quantize": {"calibration": {"samples": 64}}}
@@ -758,11 +758,12 @@ def test_a_model_that_cannot_be_profiled_costs_its_profile_only(tiny, tmp_path, 
         asked.append((path.name, batch_size, threads))
         raise CompressError("no profile today")
 
-    timing = {"latency": {**LATENCY["latency"], "batch_sizes": [2], "threads": [1, 2]}}
+    timing = {"latency": {**LATENCY["latency"], "batch_sizes": [2], "threads": [2, 1]}}
     pipeline = tiny.pipeline(tmp_path, EXPORT, bench=timing)
     with monkeypatch.context() as patch:
         patch.setattr("compress.outcome.profile.profile", fails)
         results, recorder = go(pipeline, tmp_path / "runs")
+    # The headline's setting has most threads, wherever they stand.
     assert asked == [("measured.onnx", 2, 2), ("model.fp32.onnx", 2, 2)]
     told = [f"no times per node of '{stage}': no profile today" for stage in ("source", "export")]
     assert list(results.warnings[-2:]) == recorder.warnings[-2:] == told
@@ -782,6 +783,49 @@ def test_an_image_that_can_no_longer_be_read_costs_no_results(tiny, tmp_path, mo
     monkeypatch.setattr("compress.outcome.changed_samples", fails)
     results, _ = go(tiny.pipeline(tmp_path, EXPORT), tmp_path / "runs")
     assert (results.warnings[-1], results.changed) == ("no images of changed answers: no image today", ())
+
+
+def test_warnings_that_are_kept_name_no_folder(tiny, tmp_path, monkeypatch):
+    """Every file is given by its whole path, and the errors name it."""
+    image, found = tiny.root / "data" / "dog" / "3.png", {}
+
+    def unreadable(*_):
+        raise DataError(f"data.root: {image} cannot be decoded: image file is truncated")
+
+    def missing(variants, config, progress, reference):
+        told = [f"Load model from {variant.path.resolve()} failed" for variant in variants]
+        setting = {"device": "cpu", "backend": "onnxruntime", "precision": "fp32", "batch_size": 1, "threads": 1}
+        records = [NotMeasured(name=v.name, reason=r, **setting) for v, r in zip(variants, told, strict=True)]
+        return harness.Measured({}, (), tuple(records))
+
+    def untimed(path, *_):
+        raise CompressError(f"profile of '{path}': no profile today")
+
+    monkeypatch.setattr("compress.outcome.changed_samples", unreadable)
+    monkeypatch.setattr("compress.outcome.latency.measure", missing)
+    monkeypatch.setattr("compress.outcome.profile.profile", untimed)
+    runs = tmp_path / "runs"
+    results, _ = go(tiny.pipeline(tmp_path, EXPORT, bench=LATENCY), runs)
+    assert "no images of changed answers: data.root: dog/3.png cannot be decoded: image file is truncated" in (
+        results.warnings
+    )
+    assert len([text for text in results.warnings if "/measured.onnx" in text]) == 2
+    for name in ("results.json", "report.md", "report.html"):
+        found[name] = (runs / "tiny" / name).read_text()
+        assert "dog/3.png" in found[name]
+        assert not [place for place in (tmp_path, tiny.root, Path.home()) if f"{place}/" in found[name]], name
+
+
+def test_threads_without_cores_stand_beside_times_old_and_new(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("compress.timed.cores", lambda: 1)
+    bench = {"latency": {**LATENCY["latency"], "threads": [2]}}
+    pipeline = tiny.pipeline(tmp_path, bench=bench)
+    told = "latency was measured with 2 threads on 1 core(s), where the threads wait for each other"
+    for _ in range(2):
+        results, _ = go(pipeline, tmp_path / "runs")
+        assert results.warnings[-1] == told
+        assert load_results(tmp_path / "runs/tiny/results.json") == results
+        monkeypatch.setattr("compress.outcome.latency.measure", None)  # the second time they are known
 
 
 def test_results_name_the_commit_of_the_pipeline_file(tiny, tmp_path, monkeypatch):

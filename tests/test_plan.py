@@ -253,6 +253,17 @@ def test_keys_cover_code_versions_data_and_machine(project):
     assert {"checkpoint", "data", "seed", "batch_size", "machine", "versions", "code"} == set(key)
 
 
+def test_measurements_are_one_cpus_checkpoints_are_not(project, monkeypatch):
+    """A measurement holds how many samples a second were answered."""
+    pipeline, made = project(), record({}, "train")
+    (stages, measurement) = all_keys(pipeline), Keys(pipeline).measurement(made)
+    monkeypatch.setattr(machine, "cpu_model", lambda: "Another CPU")
+    assert all_keys(pipeline) == stages
+    other = Keys(pipeline).measurement(made)
+    assert other["machine"]["cpu"] == "Another CPU" != measurement["machine"]["cpu"]
+    assert {**other, "machine": measurement["machine"]} == measurement
+
+
 def test_missing_data_is_told_before_keys_are_made(project):
     pipeline = project()
     shutil.rmtree(pipeline.data.root)

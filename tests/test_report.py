@@ -307,6 +307,58 @@ def test_big_figures_carry_their_intervals():
     assert "chance" not in " ".join(summarize(slower).head.bigs[2].details)
 
 
+# What two processes of one model measured (A/A), and a ratio that its own interval alone would call clear.
+STRAYED = {"value": 1.022, "low": 1.012, "high": 1.023}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "headline", "big"),
+    [
+        (STRAYED, "no clear difference", ("unclear", "whether faster or slower")),
+        ({"value": 0.979, "low": 0.978, "high": 0.988}, "no clear difference", ("unclear", "whether faster or slower")),
+        ({"value": 1.03, "low": 1.025, "high": 1.04}, "1.03× faster", ("1.03×", "faster")),
+        ({"value": 0.95, "low": 0.94, "high": 0.96}, "1.05× slower", ("1.05×", "slower")),
+    ],
+)
+def test_nothing_is_faster_by_less_than_equal_things_differ(ratio, headline, big):
+    repeat = example_repeat().model_copy(update={"ratio": Ratio(against="train", **STRAYED)})
+    run = pair(3, 3, before=(1000, (timed(1.0),)), after=(1000, (timed(0.98, ratio),)), repeats=(repeat,))
+    summary = summarize(run)
+    assert f", {headline} (batch 1, 1 thread), " in summary.head.headline
+    assert bigs(run)[1] == big
+    assert headline in summary.stages.table.lines[1].cells[3].details
+    for form in (render_markdown(summary), render_html(summary, run)):
+        assert headline in form
+        assert "further from 1 than the interval of the reference against itself" in form
+    detail = summary.head.bigs[1].details[1]
+    assert detail.endswith("no more than the reference against itself") == (big[0] == "unclear")
+    # Another setting's repeat says nothing of this one, and without any the interval alone decides.
+    for repeats in ((), (repeat.model_copy(update={"threads": 2}),)):
+        alone = summarize(run.model_copy(update={"repeats": repeats}))
+        assert "unclear" not in [shown.figure for shown in alone.head.bigs]
+        assert "no clear difference" not in alone.head.headline
+
+
+def test_what_is_not_known_is_a_dash_in_both_forms():
+    row = WHOLE.rows[-1]
+    layers = tuple(layer.model_copy(update={"macs": None}) for layer in row.size.layers)
+    unknown = {"samples_per_second": None}
+    quality = row.quality.model_copy(
+        update={split: getattr(row.quality, split).model_copy(update=unknown) for split in ("validation", "test")}
+    )
+    size = row.size.model_copy(update={"macs": None, "activation_peak_bytes": None, "layers": layers})
+    run = replaced(WHOLE, len(WHOLE.rows) - 1, size=size, quality=quality, precision="bf16")
+    summary = summarize(run)
+    column = summary.layers.sizes.columns.index("MACs") - 1
+    assert {line.cells[column].figure for line in summary.layers.sizes.lines} == {text.MISSING}
+    evaluation = next(line for line in summary.answers.overall.lines if line.label.startswith("Evaluation"))
+    assert [cell.figure for cell in evaluation.cells] == ["5,120", text.MISSING] * 2
+    assert summary.stages.table.lines[-1].tags == ("bf16",)
+    assert summary.head.subject.startswith("export (bf16) against train (fp32)")
+    assert "None" not in render_markdown(summary)
+    assert "None" not in re.sub(r"<style>.*?</style>|<svg.*?</svg>", "", render_html(summary, run), flags=re.DOTALL)
+
+
 def test_headline_setting_is_the_smallest_batch_and_most_threads_both_were_measured_in():
     before = (timed(3.0, threads=1), timed(2.0, threads=2), timed(9.0, batch_size=64, threads=8))
     after = (
@@ -406,7 +458,8 @@ def test_many_settings_get_a_table_of_their_own():
 def test_start_and_memory():
     start = summarize(WHOLE).stages.start
     last = dict(zip(start.columns[1:], (cell.figure for cell in start.lines[-1].cells), strict=True))
-    assert last["Cold start"] == "15.9 ms"
+    assert last["Cold start"] == "16 ms"  # one sample
+    assert "the first answer, once, in a fresh process" in start.caption
     assert last["Peak memory"] == "78.8 MB"
     assert last["Activations"] == "197 KB"
     assert last["90 % of calls"] == "≤ 0.236 ms"
@@ -415,9 +468,12 @@ def test_start_and_memory():
 
 def test_pruned_weights_are_told_from_stored_ones():
     size = WHOLE.rows[3].size
-    sparse = replaced(WHOLE, 3, size=size.model_copy(update={"nonzero_parameters": 50_000}))
+    # The file's own parameters count: the model's are more, as it is not folded.
+    sparse = replaced(WHOLE, 3, parameters=120_000, size=size.model_copy(update={"nonzero_parameters": 58_349}))
     column = summarize(sparse).stages.table.columns.index("Parameters, MACs") - 1
-    assert summarize(sparse).stages.table.lines[3].cells[column] == Cell("117 k", ("50.0 k not zero", "18.1 M MACs"))
+    assert summarize(sparse).stages.table.lines[3].cells[column] == Cell("120 k", ("50 % not zero", "18.1 M MACs"))
+    folded = replaced(WHOLE, 3, parameters=120_000)
+    assert summarize(folded).stages.table.lines[3].cells[column] == Cell("120 k", ("18.1 M MACs",))
     assert summarize(WHOLE).stages.table.lines[3].cells[column] == Cell("117 k", ("18.1 M MACs",))
 
 

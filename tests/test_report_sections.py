@@ -7,7 +7,7 @@ import re
 
 import pytest
 from report_cases import example_cases
-from report_examples import STAGES, example_results, example_training
+from report_examples import STAGES, example_repeat, example_results, example_training
 
 from compress.console import make_console, results_table
 from compress.report.charts.cost import draw_costs
@@ -116,6 +116,29 @@ def test_curves_of_odd_trainings(epochs):
     told = draw_training("one", "train", epochs)
     assert ">Validation accuracy</text>" in told
     assert ">nan" not in told
+
+
+def test_losses_above_one_are_inside_their_panel():
+    # Distilled losses carry the square of the temperature.
+    epochs = tuple(epoch.model_copy(update={"loss": 4.0 - epoch.epoch / 10}) for epoch in example_training(5))
+    told = draw_training("one", "train", epochs)
+    assert ">training</text>" in told
+    lines = re.findall(r'<path d="([^"]*)"[^>]*clip-path|<path d="(M [^"]*)"', told)
+    heights = [float(y) for pair in lines for _, y in re.findall(r"(-?[\d.]+) (-?[\d.]+)", "".join(pair))]
+    assert heights
+    assert min(heights) >= 0
+
+
+def test_a_row_far_below_both_ends_does_not_squeeze_the_others():
+    # Pruned and not yet recovered.
+    ruined = WHOLE.rows[3].accuracy.validation.model_copy(
+        update={"correct": 115, "percent": 31.9, "low": 29.0, "high": 35.0}
+    )
+    run = replaced(WHOLE, 3, accuracy=WHOLE.rows[3].accuracy.model_copy(update={"validation": ruined}))
+    told = drawn(draw_costs(run).drawings)["size"]
+    assert ">prune, 31.90 %</text>" in told  # a triangle at the edge, with its figure
+    assert ">40 %</text>" not in told
+    assert "A triangle at the lower edge" in draw_costs(run).caption
 
 
 # Quality
@@ -294,6 +317,15 @@ def test_the_terminal_compares_with_the_reference(capsys, run, told):
     *parts, points = line.removeprefix("against 'train': ").split(", ")
     assert parts == told
     assert points.endswith(" points on test")
+
+
+def test_the_terminal_calls_nothing_faster_that_equal_things_are_too(capsys):
+    run = example_results(time_factor=7.0, loads=((1, 1),))
+    told = "1.04× faster (1.02× to 1.06×) at batch 1 with 1 thread"
+    assert any(told in line for line in told_by_terminal(run, capsys))
+    noisy = run.model_copy(update={"repeats": (example_repeat(is_noisy=True),)})
+    told = "no clear difference (1.02× to 1.06×) at batch 1 with 1 thread"
+    assert any(told in line for line in told_by_terminal(noisy, capsys))
 
 
 def test_the_terminal_tells_the_reference_against_itself(capsys):

@@ -125,7 +125,7 @@ def pipeline_of(project, factory, *stages, **settings):
         },
         "model": {"factory": f"model.py:{factory}"},
         "stages": list(stages),
-        "bench": {"latency": {"batch_sizes": [1], "threads": [1], "rounds": 3, "seconds": 0.001}},
+        "bench": {"latency": {"batch_sizes": [1], "threads": [1], "rounds": 6, "seconds": 0.001}},
         **settings,
     }
     path = project / f"{factory}.yaml"

@@ -9,6 +9,7 @@ from scipy import stats
 from compress.methods.statistics import (
     is_noisy_repeat,
     median_interval,
+    middle_half_mean,
     paired_difference,
     paired_ratio,
     quantile,
@@ -180,6 +181,35 @@ def test_median_interval_covers_in_simulation():
     hits = sum(low <= 1.0 <= high for _, low, high in map(median_interval, samples))
     # 95.7 % expected; four standard errors below.
     assert hits >= 930
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([7.0], 7.0),
+        ([1, 9, 2], 4.0),
+        ([100, 3, 2, -50], 2.5),
+        ([5, 5, 5, 6, 900], 16 / 3),
+        ([0, 0, 1, 2, 3, 4, 99, 99], 2.5),
+    ],
+)
+def test_middle_half_mean_by_hand(values, expected):
+    assert middle_half_mean(values) == pytest.approx(expected)
+
+
+@given(st.lists(st.integers(0, 1000), min_size=4, max_size=60), st.randoms())
+def test_middle_half_mean_ignores_order_and_outliers(values, random):
+    shuffled = random.sample(values, len(values))
+    found = middle_half_mean(shuffled)
+    assert found == middle_half_mean(sorted(values))
+    # A quarter of them may be anything: whatever they are, it stays among the others.
+    wild = sorted(values)[: len(values) - len(values) // 4] + [10**9] * (len(values) // 4)
+    assert min(values) <= found == middle_half_mean(wild) <= max(values)
+
+
+def test_middle_half_mean_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="a mean needs at least one value"):
+        middle_half_mean([])
 
 
 def test_median_interval_of_many_values_agrees_with_the_binomial_quantile():

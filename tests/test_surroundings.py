@@ -1,6 +1,8 @@
 """Where something was measured: the machine, and the commit of a folder."""
 
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -90,6 +92,21 @@ def test_the_machine_says_what_a_stranger_needs():
     assert {"torch", "onnxruntime", "onnx", "numpy", "compress latency harness"} <= found.versions.keys()
     assert list(found.versions) == sorted(found.versions)
     assert machine_record() == found
+
+
+def test_hosts_differ_by_name_and_by_id_and_neither_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(surroundings, "_MACHINE_ID", tmp_path / "machine-id")
+    monkeypatch.setattr(platform, "node", lambda: "secret-name")
+    hosts = [machine_record().host]
+    (tmp_path / "machine-id").write_text("secret-id\n")
+    hosts.append(machine_record().host)
+    monkeypatch.setattr(platform, "node", lambda: "other-name")
+    record = machine_record()
+    hosts.append(record.host)
+    assert len(set(hosts)) == 3
+    assert all(re.fullmatch("[0-9a-f]{12}", host) for host in hosts)
+    assert machine_record() == record
+    assert not any(secret in record.model_dump_json() for secret in ("secret-id", "other-name"))
 
 
 @pytest.mark.parametrize("changed", ["latency", "latency_worker", "backends.onnx_runtime", "profile", "profile_worker"])

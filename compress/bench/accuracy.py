@@ -36,7 +36,6 @@ from compress.models.answers import logits_of
 from compress.onnx_io.session import infer, open_session
 from compress.packed import MOST_CLASSES
 
-"""More do not fit the 16 bits of a packed answer."""
 _MAX_CONFUSED = 100
 
 

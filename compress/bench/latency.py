@@ -10,7 +10,7 @@ Processes are not bound to cores: users' are not either, and one that is cannot 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +30,7 @@ BACKENDS: Final = tuple(MODULES)
 DEVICES: Final = ("cpu", "cuda")
 HARNESS: Final = (
     "compress.bench.latency",
-    "compress.bench.latency_start",
+    "compress.bench.worker_start",
     "compress.bench.latency_worker",
     "compress.bench.backends.onnx_runtime",
 )
@@ -48,7 +48,7 @@ class Variant:
     path: Path
     """Its ONNX file; PyTorch does not read it."""
     precision: str
-    """Of the file: 'fp32' or 'int8'."""
+    """Of the file, as `compress.bench.size.precision_of` tells it."""
     checkpoint: Path | None = None
     """Its folder, which PyTorch needs."""
     trusted: frozenset[str] = frozenset()
@@ -59,6 +59,8 @@ class Variant:
     """One of `BACKENDS`."""
     compute: str = ""
     """For PyTorch on CUDA: 'fp32', 'fp16' or 'bf16'; '' is what the file holds."""
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
+    """By name of an input, its sizes without the batch, where the file leaves them open."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Measured:
     latencies: dict[str, tuple[Latency, ...]]
     """By variant name: backend by backend, batch size by batch size, and for each the numbers of threads."""
     repeats: tuple[Repeat, ...]
-    """The reference against itself, in the same order."""
+    """The reference of each group against itself, in the same order."""
     missing: tuple[NotMeasured, ...]
     """What was asked for and has no latency."""
 
@@ -79,8 +81,12 @@ def measure(
     """Time every variant at every batch size and number of threads.
 
     Variants of one backend, device and type are measured together in alternating rounds, and compared with the reference
-    among them. Inputs are random but seeded floats, and zeros for integers; on a device they lie there already, and
-    outputs stay there. One call at a time, one pool of threads per process.
+    among them. Where that cannot run in a setting, or is none of them, the first that can takes its place there, so that
+    they are still compared; `Ratio.against` and `Repeat.name` say with which. One that ends in the middle of the rounds is
+    not replaced: then there are no ratios.
+
+    Inputs are random but seeded floats, and zeros for integers; on a device they lie there already, and outputs stay there.
+    One call at a time, one pool of threads per process.
 
     A cold start is loading the model plus its first call, by the clock, in a process that has imported its libraries and
     whose file the system has probably cached; with PyTorch it includes checking the checkpoint's digests, and the
@@ -94,7 +100,7 @@ def measure(
         config: Batch sizes, threads, rounds, and seconds per variant and round.
         progress: Told of every round, of settings in which the machine is too noisy to tell differences of 5 %, and of
             more threads than cores. Not of what is missing: `reasons` puts that into words.
-        reference: Name of the variant that the others are compared with; the first where it is left out.
+        reference: Name of the variant that the others are compared with, where it can run; the first where it is left out.
 
     Returns:
         Times in milliseconds, ratios, and what is missing.
@@ -185,20 +191,32 @@ class _Found:
                 able.append(variant)
             else:
                 self._miss(variant, setting, why_not)
+        if not able:
+            self._rounds([], setting)
+            return
         with ExitStack() as stack:
             runners = [stack.enter_context(_Runner(variant, setting, "measured")) for variant in able]
-            base = next((runner for runner in runners if runner.variant.name == against), None)
-            twin = None
-            if base is not None:
-                twin = stack.enter_context(_Runner(base.variant, setting, "repeat"))
-                runners.append(twin)
+            base = next((runner for runner in runners if runner.variant.name == against), runners[0])
+            twin = stack.enter_context(_Runner(base.variant, setting, "repeat"))
             self.progress.work("latency", self.done, self.steps, f"{setting.backend}, {setting}: loading")
-            # All start before the first answers: their imports overlap. Loading is timed, one after the other.
-            for step in (_Runner.start, _Runner.prepared, _Runner.load, _Runner.warm_up):
-                runners = self._each(runners, step, setting)
+            runners = self._load([*runners, twin], setting)
+            if base not in runners:
+                twin.stop()
+                runners = [runner for runner in runners if runner is not twin]
+                if runners:
+                    base = runners[0]
+                    twin = stack.enter_context(_Runner(base.variant, setting, "repeat"))
+                    runners += self._load([twin], setting)
+            runners = self._each(runners, _Runner.warm_up, setting)
             runners = self._rounds(runners, setting)
             runners = self._each(runners, _Runner.finish, setting)
             self._keep(runners, base, twin, setting)
+
+    def _load(self, runners: Sequence[_Runner], setting: _Setting) -> list[_Runner]:
+        """Those that load. All start before the first answers: their imports overlap. Loading is timed, one by one."""
+        for step in (_Runner.start, _Runner.prepared, _Runner.load):
+            runners = self._each(runners, step, setting)
+        return list(runners)
 
     def _rounds(self, runners: list[_Runner], setting: _Setting) -> list[_Runner]:
         for turn in range(self.config.rounds):
@@ -238,13 +256,13 @@ class _Found:
             )
         )
 
-    def _keep(self, runners: Sequence[_Runner], base: _Runner | None, twin: _Runner | None, setting: _Setting) -> None:
+    def _keep(self, runners: Sequence[_Runner], base: _Runner, twin: _Runner, setting: _Setting) -> None:
         reference = base if base in runners else None
         for runner in runners:
             if runner is not twin:
                 ratio = None if reference is None or runner is reference else runner.ratio(reference)
                 self.latencies.append((runner.variant.name, runner.latency(ratio)))
-        if reference is None or twin is None or twin not in runners:
+        if reference is None or twin not in runners:
             return
         ratio = twin.ratio(reference)
         repeat = Repeat(
@@ -383,5 +401,6 @@ def _task(variant: Variant, setting: _Setting) -> Task:
         trusted=tuple(sorted(variant.trusted)),
         batch_size=setting.batch_size,
         threads=setting.threads,
+        shapes=dict(variant.shapes),
         import_paths=tuple(str(Path(place).resolve()) for place in sys.path) if variant.backend in _TORCH else (),
     )

@@ -23,7 +23,8 @@ PATIENCE_SECONDS = 120.0
 COMPILE_SECONDS = 900.0
 """How much longer where loading compiles the model."""
 
-_START = Path(__file__).with_name("latency_start.py")
+START: Final = Path(__file__).with_name("worker_start.py")
+"""Program that runs a worker, whose module it takes by name."""
 _COMPILES: Final = frozenset({"torch-compile", "tensorrt"})
 
 
@@ -73,7 +74,7 @@ class WorkerProcess:
         try:
             # Run as a file with -P: a module of the user's folder named like a standard one must not be picked up.
             self._process = subprocess.Popen(  # noqa: S603 (our own interpreter and file)
-                [sys.executable, "-P", str(_START)],
+                [sys.executable, "-P", str(START), "latency_worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,

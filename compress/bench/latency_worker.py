@@ -148,7 +148,9 @@ class Worker:
             return {"peak_bytes": peak_memory()}
         if request["do"] == "prepare":
             given = request["task"]
-            task = Task(**given | {key: tuple(given[key]) for key in ("trusted", "import_paths")})
+            shapes = {name: tuple(sizes) for name, sizes in given["shapes"].items()}
+            tuples = {key: tuple(given[key]) for key in ("trusted", "import_paths")}
+            task = Task(**given | tuples | {"shapes": shapes})
             self._task, self._backend = task, import_backend(task)
             self._backend.prepare(task)
             return {}
@@ -169,7 +171,7 @@ class Worker:
         start = time.perf_counter_ns()
         model = self._backend.load(self._task)
         loaded = time.perf_counter_ns()
-        call = model.bind(random_feed(model.inputs, self._task.batch_size))
+        call = model.bind(random_feed(model.inputs, self._task.batch_size, self._task.shapes))
         bound = time.perf_counter_ns()
         call()
         # By the clock: what a device's events measure leaves out what the CPU does before, such as compiling.

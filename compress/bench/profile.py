@@ -6,35 +6,45 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compress.bench.latency_process import START
 from compress.errors import CompressError
 from compress.measured import OperatorTime, Profile
 
 PATIENCE_SECONDS = 300.0
 """How long loading, warming up and reading the profile may take beyond the time that was asked for."""
 
-_WORKER = Path(__file__).with_name("profile_worker.py")
 
-
-def profile(path: Path, batch_size: int, threads: int, seconds: float = 1.0) -> Profile:
+def profile(
+    path: Path,
+    batch_size: int,
+    threads: int,
+    seconds: float = 1.0,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Profile:
     """Time every node of an ONNX file.
 
-    ONNX Runtime's CPU provider, sequential execution; inputs as for latency: seeded random floats, zeros for everything
-    else. Calls that warm up do not count. Runtime and not file decides what the nodes are: it fuses some and adds others.
+    ONNX Runtime's CPU provider, sequential execution; inputs are those of latency: seeded random floats, zeros for
+    everything else. Calls that warm up do not count. Runtime and not file decides what the nodes are: it fuses some and
+    adds others.
 
     Args:
         path: The ONNX file.
         batch_size: Fills the open first size of each input.
         threads: Threads of a call.
         seconds: Calls go on for so long; at least 5 and at most 200 of them count.
+        shapes: By name, sizes without the batch of inputs that leave them open.
 
     Raises:
-        CompressError: where the file cannot be loaded or run, only takes another batch size or has another open size, and
-            where the process dies or stays silent; it names the file.
+        CompressError: where the file cannot be loaded or run, only takes another batch size, leaves sizes open that
+            `shapes` does not give or contradicts those it gives, and where the process dies or stays silent; it names the
+            file.
     """
-    found = _ask({"path": str(path.resolve()), "batch_size": batch_size, "threads": threads, "seconds": seconds})
+    asked = {"batch_size": batch_size, "threads": threads, "seconds": seconds, "shapes": dict(shapes or {})}
+    found = _ask({"path": str(path.resolve()), **asked})
     return Profile(
         provider=found["provider"],
         batch_size=batch_size,
@@ -54,7 +64,7 @@ def _ask(request: dict[str, Any]) -> dict[str, Any]:
         tempfile.TemporaryDirectory(prefix="compress-") as folder,
         # Run as a file with -P: a module of the user's folder named like a standard one must not be picked up.
         subprocess.Popen(  # noqa: S603 (our own interpreter and file)
-            [sys.executable, "-P", str(_WORKER)],
+            [sys.executable, "-P", str(START), "profile_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -2,12 +2,12 @@
 
 It reads one JSON object from standard input and answers it with one on standard output, {"error": "..."} where it failed.
 
-    {"path": str, "batch_size": int, "threads": int, "seconds": float, "folder": str}
+    {"path": str, "batch_size": int, "shapes": {name: [int, ...], ...}, "threads": int, "seconds": float, "folder": str}
     -> {"provider": str, "calls": int, "call_ms": float, "nodes": [{"name": str, "operator": str, "kind": str,
         "milliseconds": float}, ...]}
 
-`folder` takes ONNX Runtime's profile; whoever asked removes it. Only the standard library, numpy and onnxruntime are
-imported, so that it starts fast and nothing else competes.
+`shapes` are sizes without the batch of inputs that leave them open; `folder` takes ONNX Runtime's profile, and whoever asked
+removes it. Only the standard library, numpy and onnxruntime are imported, so that it starts fast and nothing else competes.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
+
+from compress.bench.backends.base import random_feed
+from compress.bench.backends.onnx_runtime import inputs_of
+from compress.methods.statistics import middle_half_mean
 
 LEAST_CALLS = 5
 MOST_CALLS = 200
@@ -38,51 +41,15 @@ PROVIDER = "CPUExecutionProvider"
 _SUFFIX = "_kernel_time"
 _CONVERSIONS = {"Cast", "DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear", "ReorderInput", "ReorderOutput"}
 _FLOAT_WITH_PACKED_WEIGHTS = {"MatMulNBits", "GatherBlockQuantized"}
-_NUMBERS = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(int8)": np.int8,
-    "tensor(uint8)": np.uint8,
-    "tensor(bool)": np.bool_,
-}
 
 Event = Mapping[str, Any]
-
-
-def make_feed(session: onnxruntime.InferenceSession, batch_size: int) -> dict[str, Any]:
-    """Inputs for a session: seeded random floats, zeros of every other type.
-
-    Raises:
-        ValueError: where an input takes no numbers, has an open size besides the batch, or a fixed batch size that is not
-            the one asked for.
-    """
-    random = np.random.default_rng(0)
-    feed: dict[str, Any] = {}
-    for value in session.get_inputs():
-        if value.type not in _NUMBERS:
-            raise ValueError(f"input '{value.name}' must hold numbers, it is {value.type}")
-        if not all(isinstance(size, int) for size in value.shape[1:]):
-            raise ValueError(
-                f"input '{value.name}' may leave only its first dimension open, its shape is {value.shape}"
-            )
-        batch, shape = value.shape[:1], list(value.shape)
-        if batch and not isinstance(batch[0], int):
-            shape[0] = batch_size
-        elif batch and batch[0] != batch_size:
-            raise ValueError(f"the file only takes batch size {batch[0]}, not {batch_size}")
-        kind = np.dtype(_NUMBERS[value.type])
-        feed[value.name] = random.standard_normal(shape).astype(kind) if kind.kind == "f" else np.zeros(shape, kind)
-    return feed
 
 
 def profile(request: Mapping[str, Any]) -> dict[str, Any]:
     """Do what is asked.
 
     Raises:
-        ValueError: as `make_feed`, and where the profile lacks what is read from it.
+        ValueError: as `random_feed`, and where the profile lacks what is read from it.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = request["threads"]
@@ -92,7 +59,8 @@ def profile(request: Mapping[str, Any]) -> dict[str, Any]:
     options.enable_profiling = True
     options.profile_file_prefix = str(Path(request["folder"]) / "profile")
     session = onnxruntime.InferenceSession(request["path"], options, providers=[PROVIDER])
-    feed = make_feed(session, request["batch_size"])
+    shapes = {name: tuple(sizes) for name, sizes in request["shapes"].items()}
+    feed = random_feed(inputs_of(session), request["batch_size"], shapes)
     warm_up = _timed(lambda: session.run(None, feed), WARM_UP_SECONDS, LEAST_WARM_UP_CALLS)
     calls = _timed(lambda: session.run(None, feed), request["seconds"], LEAST_CALLS)
     text = Path(session.end_profiling()).read_text(encoding="utf-8", errors="replace")
@@ -121,7 +89,10 @@ def _timed(call: Callable[[], object], seconds: float, least: int) -> list[int]:
 
 
 def node_times(events: Sequence[Event], warm_up_calls: int, calls: int) -> list[dict[str, Any]]:
-    """Median time of each node over the calls that count, nodes in the order in which they first ran.
+    """Time of each node in milliseconds, nodes in the order in which they first ran.
+
+    It is the mean of the middle half of the calls that count: outliers stay out of it, and it is finer than the microseconds
+    in which ONNX Runtime records, which a short node's median would be stuck in.
 
     A node that runs several times in a call, in a loop, counts with the sum; one that does not run in a call, in a branch,
     with 0. What runs inside a node, of a branch or a loop, is not counted twice.
@@ -158,7 +129,7 @@ def node_times(events: Sequence[Event], warm_up_calls: int, calls: int) -> list[
         around.append((event["ts"] + event["dur"], key))
     if not nodes:
         raise ValueError("ONNX Runtime's profile holds no nodes")
-    return [{**node, "milliseconds": statistics.median(times[key]) / 1e3} for key, node in nodes.items()]
+    return [{**node, "milliseconds": middle_half_mean(times[key]) / 1e3} for key, node in nodes.items()]
 
 
 def kind_of(args: Mapping[str, Any]) -> str:

@@ -50,6 +50,9 @@ _CHANNELS_LAST = {
 }
 """Operators of ONNX Runtime that can have their channels last: the standard operator that has them second."""
 
+_RECURRENT = {"DynamicQuantizeLSTM", "GRU", "LSTM", "RNN"}
+"""Operators whose input has its steps first, and the batch second, unless `layout` says otherwise."""
+
 
 @dataclass(frozen=True)
 class Shapes:
@@ -74,12 +77,12 @@ def infer(graph: Graph) -> Shapes:
     """Infer all shapes with the batch set to 1.
 
     The open first size of an input is the batch, and so is every size of the same name; other open sizes stay open. A file
-    whose inputs of two axes or more and whose outputs all begin with one fixed size is fixed to that batch size.
+    whose inputs of two axes or more all begin with one fixed size is fixed to that batch size, unless an output, as far as
+    its shape is known or inferred, begins with another, or a recurrent operator takes that size for its steps.
     """
     proto = onnx.ModelProto()
     proto.CopyFrom(graph.proto)
     given = [value for value in proto.graph.input if value.name in set(graph.inputs)]
-    batch = _fixed_batch(given, proto.graph.output)
     _close_batch(given, [*proto.graph.output, *proto.graph.value_info])
     shapes = {value: constant.shape for value, constant in graph.constants.items()}
     _replace_nodes(proto, shapes)
@@ -87,6 +90,7 @@ def infer(graph: Graph) -> Shapes:
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         inferred = proto
+    batch = 1 if _has_steps_first(graph) else _fixed_batch(given, inferred.graph.output)
     types: dict[str, int] = {}
     for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
         if not value.type.HasField("tensor_type"):
@@ -111,14 +115,27 @@ def _is_closed(size: onnx.TensorShapeProto.Dimension) -> bool:
     return size.HasField("dim_value") and size.dim_value >= 0
 
 
+def _has_steps_first(graph: Graph) -> bool:
+    """Whether a recurrent node reads an input of the graph as a sequence of batches."""
+    recurrent = [node for node in graph.nodes if node.known in _RECURRENT and not node.attributes.get("layout", 0)]
+    return any(node.has(0) and node.inputs[0] in graph.inputs for node in recurrent)
+
+
 def _fixed_batch(inputs: Iterable[onnx.ValueInfoProto], outputs: Iterable[onnx.ValueInfoProto]) -> int:
-    """The batch size that a file is fixed to, 1 where it is not."""
-    taken = [shape for shape in map(_sizes, inputs) if shape is None or len(shape) > 1]
-    shapes = [*taken, *map(_sizes, outputs)]
-    first = {shape[0] if shape else None for shape in shapes}
-    if not taken or len(first) != 1:
+    """The batch size that a file is fixed to, 1 where it is not.
+
+    Args:
+        inputs: Those that a caller gives, an open batch set to 1.
+        outputs: With what was inferred of them.
+    """
+    taken = {shape[0] if shape else None for shape in map(_sizes, inputs) if shape is None or len(shape) > 1}
+    if len(taken) != 1:
         return 1
-    return first.pop() or 1
+    batch = taken.pop() or 1
+    for shape in map(_sizes, outputs):
+        if shape is not None and (not shape or shape[0] not in (None, batch)):
+            return 1  # what does not come once per sample
+    return batch
 
 
 def _close_batch(inputs: Iterable[onnx.ValueInfoProto], others: Iterable[onnx.ValueInfoProto]) -> None:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import math
 import zlib
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from compress.bench.activations import peak_bytes
 from compress.bench.graph import Constant, Graph, Node, graphs_in, parse, read_graph
 from compress.bench.macs import PRODUCTS, macs
 from compress.bench.shapes import Shapes, infer
 from compress.errors import CompressError
-from compress.measured import Layer, Size
+from compress.measured import Layer, Precision, Size
 
 GZIP_LEVEL: Final = 6
 _CHUNK_BYTES = 1 << 20
@@ -82,6 +85,15 @@ _INT8_OPERATORS = {"ConvInteger", "MatMulInteger", "QAttention", "QEmbedLayerNor
 _INT8_PREFIXES = ("QLinear", "DynamicQuantize", "MatMulIntegerTo")
 
 
+_FLOATS: Final[dict[int, Precision]] = {
+    TensorProto.FLOAT16: "fp16",
+    TensorProto.BFLOAT16: "bf16",
+    TensorProto.FLOAT: "fp32",
+    TensorProto.DOUBLE: "fp32",
+}
+_HALVES: Final[tuple[Precision, ...]] = ("fp16", "bf16")
+
+
 def measure_size(path: Path) -> Size:
     """Measure an ONNX file, anybody's: float or quantized by pairs (QDQ), by operators (QLinear…), or dynamically.
 
@@ -96,8 +108,8 @@ def measure_size(path: Path) -> Size:
       unpacked and count as non-zero.
     - Layers are nodes as the file has them. Constants behind nodes that read nothing else, such as the DequantizeLinear of
       a weight, belong to the first node that computes with them; such nodes are no layers.
-    - MACs are counted as `compress.bench.macs` says; products whose shapes are not known, and those in branches and loops,
-      which run nobody knows how often, count 0.
+    - MACs are counted as `compress.bench.macs` says. Those of a product whose shapes are not known, or in a branch or loop,
+      which run nobody knows how often, are None, and with one such layer so is their sum.
     - Shapes are those at batch size 1: the open first size of an input is the batch. A file that fixes another batch size is
       taken as it is, and MACs, shapes and peak are divided by it. Where a size besides the batch is open, shapes that
       depend on it are unknown.
@@ -120,23 +132,51 @@ def measure_size(path: Path) -> Size:
         weight_bytes=graph.weight_bytes,
         parameters=sum(layer.record.parameters for layer in layers),
         nonzero_parameters=sum(layer.nonzero for layer in layers),
-        macs=sum(layer.record.macs for layer in layers),
+        macs=_sum(layer.record.macs for layer in layers),
         activation_peak_bytes=peak_bytes(graph, shapes),
         layers=tuple(layer.record for layer in layers),
     )
 
 
-def precision_of(path: Path) -> Literal["fp32", "int8"]:
-    """'int8' where the file quantizes activations, so that it computes in integers, else 'fp32'.
+def precision_of(path: Path) -> Precision:
+    """'int8' where the file quantizes activations, so that it computes in integers, else the type of most of its weights.
 
-    Weights that are only stored in int8, and computed with in float, are no 'int8'.
+    Elements of constants of floats count, in the type in which they are computed with: behind Cast in that of its result,
+    behind DequantizeLinear in that of its scale. Weights that are only stored in int8 are therefore no 'int8'. Halves that
+    are not the most, doubles and files without weights are 'fp32'.
 
     Raises:
         CompressError: where the file cannot be read or is no ONNX file; it names the file.
     """
     proto = parse(path)
-    nodes = itertools.chain(_nodes_in(proto.graph.node), *(_nodes_in(each.node) for each in proto.functions))
-    return "int8" if any(_computes_in_int8(node.op_type) for node in nodes) else "fp32"
+    nodes = list(itertools.chain(_nodes_in(proto.graph.node), *(_nodes_in(each.node) for each in proto.functions)))
+    if any(_computes_in_int8(node.op_type) for node in nodes):
+        return "int8"
+    graphs = [proto.graph, *itertools.chain.from_iterable(map(graphs_in, nodes))]
+    held = {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
+    for node in nodes:
+        if node.op_type == "Constant":
+            held |= {name: each.t for name in node.output for each in node.attribute if each.HasField("t")}
+    types = {name: tensor.data_type for name, tensor in held.items()}
+    for node in nodes:
+        if node.op_type == "Cast":
+            types |= {
+                name: each.i for name in node.input if name in held for each in node.attribute if each.name == "to"
+            }
+        elif node.op_type == "DequantizeLinear" and len(node.input) > 1 and node.input[1] in held:
+            types |= {name: held[node.input[1]].data_type for name in node.input[:1] if name in held}
+    elements: Counter[Precision] = Counter()
+    for name, tensor in held.items():
+        if tensor.dims and types[name] in _FLOATS:  # a number without an axis is no weight
+            elements[_FLOATS[types[name]]] += math.prod(tensor.dims)
+    halves = max(_HALVES, key=lambda half: elements[half])
+    return halves if 2 * elements[halves] > elements.total() else "fp32"
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """None where one is not known: a sum with a hole looks like a small number."""
+    known = list(counts)
+    return None if None in known else sum(count for count in known if count is not None)
 
 
 def _nodes_in(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
@@ -181,13 +221,13 @@ def _layers(graph: Graph, shapes: Shapes) -> Iterator[_Measured]:
         counts = [weights[constant] for constant in held if constant in weights]
         if not counts and node.known not in PRODUCTS:
             continue
-        products = None if node.is_inner else macs(node, shapes.shapes.get)
+        products = 0 if node.known not in PRODUCTS else None if node.is_inner else macs(node, shapes.shapes.get)
         record = Layer(
             name=node.name,
             operator=node.operator,
             parameters=sum(count.parameters for count in counts),
             size_bytes=sum(constant.size_bytes for constant in held),
-            macs=(products or 0) // shapes.batch,
+            macs=None if products is None else products // shapes.batch,
             output=None if node.is_inner else shapes.one(node.outputs[0]),
         )
         yield _Measured(record, sum(count.nonzero for count in counts))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from compress.errors import DataError
 
@@ -26,8 +26,11 @@ def open_image(path: Path, channels: int) -> Image.Image:
     try:
         with Image.open(path) as image:
             return to_mode(ImageOps.exif_transpose(image), channels)
+    except UnidentifiedImageError:  # its text repeats the path
+        raise DataError(f"data.root: {path} cannot be decoded: it is no image of a known format") from None
     except _BROKEN as error:
-        raise DataError(f"data.root: {path} cannot be decoded: {error}") from None
+        told = (error.strerror if isinstance(error, OSError) else None) or error
+        raise DataError(f"data.root: {path} cannot be decoded: {told}") from None
 
 
 def to_mode(image: Image.Image, channels: int) -> Image.Image:

@@ -6,15 +6,12 @@ All intervals are two-sided, 95 %; proportions and differences are fractions.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from statistics import NormalDist
+from collections.abc import Iterable, Sequence
 
-from compress.methods.statistics import CONFIDENCE, wilson
-
-_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+from compress.methods.statistics import Z, tellable_difference, wilson
 
 Interval = tuple[float, float, float]
-"""Difference, lower and upper end."""
+"""Difference or ratio, lower and upper end."""
 
 
 def independent_difference(correct_a: int, n_a: int, correct_b: int, n_b: int) -> Interval:
@@ -71,8 +68,30 @@ def paired_difference_at_most(correct_a: int, correct_b: int, disagreements: int
     most = min(disagreements, correct_a + correct_b, 2 * n - correct_a - correct_b)
     most -= (most - gained) % 2
     centre = gained / (n + 2)
-    half = _Z * math.sqrt(((most + 2) / (n + 2) - centre**2) / (n + 2))
+    half = Z * math.sqrt(((most + 2) / (n + 2) - centre**2) / (n + 2))
     return gained / n, max(-1.0, centre - half), min(1.0, centre + half)
+
+
+def tellable_ratio(ratio: Interval, repeats: Iterable[tuple[float, float]]) -> Interval:
+    """A ratio whose interval reaches at least as far as that of equal things did (A/A).
+
+    An interval tells what the rounds of one measurement say; two processes of the same thing can differ a little through
+    all of them. So with d the largest `tellable_difference` of the repeats the ends are at most r / (1 + d) and at least
+    r (1 + d): the interval leaves 1 out only where it did so before and r differs from 1 by more than d.
+
+    Args:
+        ratio: r and its interval, positive.
+        repeats: Lower and upper end of the ratio of equal things, each; none leave the interval as it is.
+    """
+    value, low, high = ratio
+    reach = 1 + max((tellable_difference(*repeat) for repeat in repeats), default=0.0)
+    return value, min(low, value / reach), max(high, value * reach)
+
+
+def is_clear_ratio(ratio: Interval, repeats: Iterable[tuple[float, float]]) -> bool:
+    """Whether one of two things is larger: whether 1 lies outside of their ratio's interval, that of `tellable_ratio`."""
+    _, low, high = tellable_ratio(ratio, repeats)
+    return low > 1 or high < 1
 
 
 def pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[bool]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
-_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
@@ -33,9 +33,9 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     if n == 0:
         return 0.0, 1.0
     p = correct / n
-    scale = 1 + _Z**2 / n
-    centre = (p + _Z**2 / (2 * n)) / scale
-    half = _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2)) / scale
+    scale = 1 + Z**2 / n
+    centre = (p + Z**2 / (2 * n)) / scale
+    half = Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2)) / scale
     # At p = 0 and p = 1 one end equals p exactly; rounding must not move it past.
     low = 0.0 if correct == 0 else centre - half
     high = 1.0 if correct == n else centre + half
@@ -76,7 +76,7 @@ def paired_difference(
     only_other = int(np.count_nonzero(other & ~reference))
     b, c = (only_reference + 1) / (n + 2), (only_other + 1) / (n + 2)
     centre = c - b
-    half = _Z * math.sqrt((c + b - centre**2) / (n + 2))
+    half = Z * math.sqrt((c + b - centre**2) / (n + 2))
     return (only_other - only_reference) / n, max(-1.0, centre - half), min(1.0, centre + half)
 
 
@@ -126,6 +126,27 @@ def quantile(values: Sequence[float] | NDArray[np.float64], q: float) -> float:
     if len(values) == 0:
         raise ValueError("a quantile needs at least one value")
     return float(np.quantile(np.asarray(values, dtype=np.float64), q))
+
+
+def middle_half_mean(values: Sequence[float] | NDArray[np.float64]) -> float:
+    """Mean of what is left where a quarter of the values, rounded down, is taken off either end (interquartile mean).
+
+    Almost as robust as the median, and not confined to the values themselves, which may be whole ticks of a clock.
+
+    Args:
+        values: At least one number, in any order.
+
+    Returns:
+        The mean, in the unit of the values.
+
+    Raises:
+        ValueError: where there are no values.
+    """
+    if len(values) == 0:
+        raise ValueError("a mean needs at least one value")
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    cut = len(ordered) // 4
+    return float(ordered[cut : len(ordered) - cut].mean())
 
 
 def median_interval(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import dataclass
 from importlib import resources
 
@@ -13,6 +12,7 @@ from compress.conditions import Verdict
 from compress.measured import Accuracy
 from compress.report import text
 from compress.report.compare_chart import SIGNS, draw_fronts, style_of
+from compress.report.figures import load_words
 from compress.report.html import page_environment, page_style
 from compress.report.sections.parts import Cell, Facts, Line, Table
 
@@ -25,6 +25,9 @@ PAIRED = (
 NOT_IN_TURNS = (
     "Latencies of different runs were not taken in turns, so that a drift of the machine between them counts in full; "
     "compress bench measures models together."
+)
+AS_FAR_AS_REPEATS = (
+    "The interval of a ratio of times reaches at least as far as that of a run's reference against itself (A/A)."
 )
 
 
@@ -76,9 +79,9 @@ def _own_style() -> Markup:
     return Markup(resources.files("compress.report").joinpath("compare.css").read_text(encoding="utf-8"))  # noqa: S704
 
 
-def load_words(setting: Setting) -> str:
-    """Batch and threads in words."""
-    return f"batch {setting.batch_size}, {text.plural(setting.threads, 'thread')}"
+def about_times(compared: Compared) -> str:
+    """What ratios of times are worth."""
+    return f"{AS_FAR_AS_REPEATS} {NOT_IN_TURNS}" if len(compared.runs) > 1 else AS_FAR_AS_REPEATS
 
 
 def faster_words(time: Time) -> str:
@@ -116,7 +119,7 @@ def _page(compared: Compared, verdict: Verdict | None) -> Page:
     title = f"{len(names)} runs compared" if len(names) > 1 else f"{names[0]} against its reference"
     return Page(
         title=title,
-        subject=f"Baseline: {baseline}. {_minute(compared.created)}, {text.plain(compared.cpu)}",
+        subject=f"Baseline: {baseline}. {text.moment(compared.created)}, {text.plain(compared.cpu)}",
         verdict=verdict,
         runs=_runs(compared),
         models=_models(compared),
@@ -127,22 +130,15 @@ def _page(compared: Compared, verdict: Verdict | None) -> Page:
     )
 
 
-def _minute(created: str) -> str:
-    """A time for people; as it is where it is none."""
-    try:
-        return f"{datetime.datetime.fromisoformat(created).astimezone(datetime.UTC):%Y-%m-%d %H:%M} UTC"
-    except ValueError:
-        return text.plain(created)
-
-
 def _runs(compared: Compared) -> Table:
     settings = list(dict.fromkeys(time.setting for run in compared.runs for time in run.times))
     several = len({(setting.device, setting.backend) for setting in settings}) > 1
     titles = (
-        f"Latency, {load_words(setting)}" + (f", {text.plain(setting.backend)} on {setting.device}" if several else "")
+        f"Latency, {load_words(setting.batch_size, setting.threads)}"
+        + (f", {text.plain(setting.backend)} on {setting.device}" if several else "")
         for setting in settings
     )
-    columns = ("Run", "Validation accuracy", "Test accuracy", "Size", *titles, "Parameters", "MACs")
+    columns = ("Run", "Validation accuracy", "Test accuracy", "Size", *titles, "Model's parameters", "MACs")
     lines = tuple(
         Line(
             label=text.plain(run.name),
@@ -163,8 +159,8 @@ def _runs(compared: Compared) -> Table:
         f"The last row of every run, with 95 % intervals; points, ratios and what is faster are against "
         f"{text.plain(compared.baseline)}."
     )
-    if len(compared.runs) > 1 and settings:
-        caption += f" {NOT_IN_TURNS}"
+    if settings:
+        caption += f" {about_times(compared)}"
     return Table(caption, columns, lines)
 
 
@@ -198,7 +194,7 @@ def _models(compared: Compared) -> Table:
     has_times = any(model.time is not None for model in compared.models)
     lines = tuple(
         Line(
-            label=text.plain(f"{model.run}/{model.stage}"),
+            label=text.plain(model.stage),
             cells=(
                 Cell(text.plain(model.precision)),
                 Cell(text.percent(model.accuracy.validation.percent)),
@@ -207,7 +203,7 @@ def _models(compared: Compared) -> Table:
                 *((Cell(text.MISSING if model.time is None else text.milliseconds(model.time.median_ms)),) * has_times),
                 Cell(front_words(model)),
             ),
-            tags=(BASELINE,) if model.is_baseline else (),
+            tags=(text.plain(model.run), *((BASELINE,) if model.is_baseline else ())),
             is_reference=model.is_baseline,
         )
         for model in compared.models
@@ -222,7 +218,7 @@ def _models(compared: Compared) -> Table:
 
 def _origin(run: RunFigures) -> Facts:
     facts = [
-        ("Made", _minute(run.created)),
+        ("Made", text.moment(run.created)),
         ("Commit", text.plain(run.git_revision or "not under git")),
         (
             "Machine",

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from compress.compared import Compared, ModelFigures
 from compress.report import text
-from compress.report.charts.canvas import FONT_SIZE, add_axes, bytes_words, calm, draw, even_ticks, tick
-from compress.report.labels import Box, place, width_of
-from compress.report.svg import INK, QUIET
+from compress.report.charts.canvas import bytes_words, draw
+from compress.report.charts.plane import HEIGHT, Charts, add_plane, between, near, pixels, with_margin, write_names
+from compress.report.figures import load_words
+from compress.report.labels import Box
+from compress.report.svg import INK
 
 STYLES: Final = 6
 """Colours of runs in the page's stylesheet, `--run-1` to `--run-6`; a run more than that starts over."""
@@ -25,9 +26,8 @@ SIGNS: Final = "●■▲◆▼★"
 
 _MARKERS = ("o", "s", "^", "D", "v", "*")
 _SIZES = (6.5, 6.0, 7.0, 6.0, 7.0, 9.0)
-_HEIGHT, _LEFT, _BOTTOM, _RIGHT, _TOP = 290.0, 54.0, 40.0, 16.0, 30.0  # points
-_LOG_FROM = 4.0
-"""Span (largest over smallest) from which an axis is logarithmic."""
+_ROOM = 22.0
+"""Points left of the smallest figure."""
 _LABEL_LENGTH = 30
 _SAME_PLACE = 6.0
 """Points; marks of one run that are nearer share a name."""
@@ -50,14 +50,6 @@ class _Point:
     @property
     def accuracy(self) -> float:
         return self.model.accuracy.validation.percent
-
-
-@dataclass(frozen=True)
-class Charts:
-    """The drawings, as elements of a page, and what stands below them."""
-
-    drawings: tuple[str, ...]
-    caption: str
 
 
 def style_of(run: int) -> int:
@@ -92,7 +84,7 @@ def draw_fronts(compared: Compared) -> Charts:
     panels = [_panel("front-size", "Size of the ONNX file", bytes_words, sizes)]
     if times and compared.setting is not None:
         setting = compared.setting
-        load = f"batch {setting.batch_size}, {text.plural(setting.threads, 'thread')}"
+        load = load_words(setting.batch_size, setting.threads)
         panels.append(_panel("front-latency", f"Latency, {load}", text.milliseconds, times))
     caption = (
         "Up and to the left is better. The line is the Pareto front over all rows of all runs: filled marks lie on it; for "
@@ -111,8 +103,7 @@ def _limits(points: Sequence[_Point]) -> tuple[float, float]:
     """Range of the accuracy axis: every row that matters, with its interval."""
     shown = [point.model.accuracy.validation for point in points if point.is_named]
     low, high = min(one.low for one in shown), max(one.high for one in shown)
-    margin = max(0.5, 0.08 * (high - low))
-    return low - margin, high + margin
+    return with_margin(low, high)
 
 
 def _panel(name: str, x_title: str, x_text: Callable[[float], str], points: Sequence[_Point]) -> str:
@@ -120,8 +111,8 @@ def _panel(name: str, x_title: str, x_text: Callable[[float], str], points: Sequ
     shown = [point for point in points if point.accuracy >= limits[0]]
 
     def paint(figure: Figure) -> None:
-        axes = add_axes(figure, _LEFT, _BOTTOM, _RIGHT, _TOP)
-        _frame(axes, x_title, x_text, shown, limits)
+        costs = min(point.cost for point in shown), max(point.cost for point in shown)
+        axes = add_plane(figure, x_title, "Accuracy on validation", x_text, costs, limits, _ROOM)
         front = _front(axes, shown)
         for point in shown:
             _mark(axes, point)
@@ -132,7 +123,7 @@ def _panel(name: str, x_title: str, x_text: Callable[[float], str], points: Sequ
         for point in points
     )
     title = f"Validation accuracy against {x_title[0].lower()}{x_title[1:]}, all rows of all runs"
-    svg = draw(name, _HEIGHT, paint, title, told)
+    svg = draw(name, HEIGHT, paint, title, told)
     for style in range(STYLES):
         svg = svg.replace(_placeholder(style), f"var(--run-{style + 1})")
     return svg
@@ -141,31 +132,6 @@ def _panel(name: str, x_title: str, x_text: Callable[[float], str], points: Sequ
 def _placeholder(style: int) -> str:
     """Stands for a run's colour while matplotlib draws, which knows no custom properties."""
     return f"#0202{style + 1:02d}"
-
-
-def _frame(
-    axes: Axes,
-    x_title: str,
-    x_text: Callable[[float], str],
-    points: Sequence[_Point],
-    limits: tuple[float, float],
-) -> None:
-    low, high = min(point.cost for point in points), max(point.cost for point in points)
-    if low > 0 and high / low > _LOG_FROM:
-        axes.set_xscale("log")
-        axes.set_xlim(low / 1.35, high * 1.35)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 100 else (1.0,)))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(x_text(value))))
-    else:
-        axes.set_xlim(0, (high * 1.15) or 1.0)
-        even_ticks(axes, x_text)
-    axes.set_ylim(*limits)
-    ticks = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(*limits)
-    axes.yaxis.set_major_locator(FixedLocator([value for value in ticks if 0 <= value <= 100]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
-    axes.set_xlabel(x_title, color=QUIET)
-    calm(axes, "Accuracy on validation", _LEFT)
 
 
 def _front(axes: Axes, points: Sequence[_Point]) -> list[tuple[float, float]]:
@@ -205,11 +171,7 @@ def _mark(axes: Axes, point: _Point) -> None:
 
 def _labels(axes: Axes, points: Sequence[_Point], corners: Sequence[tuple[float, float]]) -> None:
     """Name the rows that matter, where the names cover nothing; colour and mark tell the run."""
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        left, up = axes.transData.transform((x, y))
-        return float(left), float(up)
-
+    at = functools.partial(pixels, axes)
     taken: list[Box] = []
     for point in points:
         x, y = at(point.cost, point.accuracy)
@@ -228,31 +190,12 @@ def _labels(axes: Axes, points: Sequence[_Point], corners: Sequence[tuple[float,
             continue
         anchor, name = at(point.cost, point.accuracy), text.plain(point.model.stage)
         name += " (baseline)" if point.model.is_baseline else ""
-        for index, other in enumerate(anchors):
-            if runs[index] == point.model.run and math.dist(anchor, other) < _SAME_PLACE:
-                names[index] = f"{name}, {names[index]}"
-                break
+        same = (index for index in near(anchors, anchor, _SAME_PLACE) if runs[index] == point.model.run)
+        if (index := next(same, None)) is not None:
+            names[index] = f"{name}, {names[index]}"
+            anchors[index] = between(anchors[index], anchor)
         else:
             anchors.append(anchor)
             runs.append(point.model.run)
             names.append(name)
-    names = [text.short(name, _LABEL_LENGTH) for name in names]
-    frame = axes.get_window_extent()
-    inside = Box(frame.x0, frame.y0, frame.x1, frame.y1)
-    sizes = [(width_of(name, FONT_SIZE), 1.15 * FONT_SIZE) for name in names]
-    for name, anchor, offset in zip(names, anchors, place(anchors, sizes, taken, inside), strict=True):
-        line = {"arrowstyle": "-", "color": QUIET, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
-        axes.annotate(
-            name,
-            xy=anchor,
-            xycoords="figure pixels",
-            xytext=(offset.dx, offset.dy),
-            textcoords="offset points",
-            ha=offset.horizontal,
-            va="center",
-            color=INK,
-            fontsize=FONT_SIZE,
-            parse_math=False,
-            annotation_clip=False,
-            arrowprops=line if offset.is_far else None,
-        )
+    write_names(axes, [text.short(name, _LABEL_LENGTH) for name in names], anchors, taken)

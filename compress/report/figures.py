@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from compress.measured import Latency, PairedDifference, Ratio, Repeat
+from compress.methods.comparison import is_clear_ratio
 from compress.report import text
 from compress.results import Results, Row
 
@@ -48,21 +49,28 @@ def ratio(numerator: float, denominator: float) -> float | None:
     return numerator / denominator
 
 
-def is_clear(measured: Ratio) -> bool:
-    """Whether the interval of a ratio of times leaves 1 out: only then is one of the two faster."""
-    return measured.low > 1 or measured.high < 1
+def is_clear(measured: Ratio, repeat: Repeat | None) -> bool:
+    """Whether one of two models is faster.
+
+    It is where the interval of their ratio leaves 1 out, and the ratio is further from 1 than the reference against itself
+    reached in that setting, where that was measured.
+    """
+    repeats = () if repeat is None else ((repeat.ratio.low, repeat.ratio.high),)
+    return is_clear_ratio((measured.value, measured.low, measured.high), repeats)
 
 
-def speed(measured: Ratio | None) -> str:
+def speed(measured: Ratio | None, repeat: Repeat | None) -> str:
     """A ratio of times in words; one that is not clear is not worth a figure."""
     if measured is None:
         return text.MISSING
-    return text.times(measured.value, "faster", "slower", "as fast") if is_clear(measured) else "no clear difference"
+    if not is_clear(measured, repeat):
+        return "no clear difference"
+    return text.times(measured.value, "faster", "slower", "as fast")
 
 
-def speed_span(measured: Ratio) -> str:
+def speed_span(measured: Ratio, repeat: Repeat | None) -> str:
     """The interval of a ratio of times, turned round where `speed` says 'slower'."""
-    if is_clear(measured) and measured.value < 1 and measured.low > 0:
+    if is_clear(measured, repeat) and measured.value < 1 and measured.low > 0:
         return text.factor_span(1 / measured.high, 1 / measured.low)
     return text.factor_span(measured.low, measured.high)
 
@@ -103,7 +111,7 @@ def main_setting(results: Results) -> Setting | None:
     return min(both, key=lambda setting: (setting.batch_size, -setting.threads, setting), default=None)
 
 
-def repeat(results: Results, setting: Setting) -> Repeat | None:
+def repeat_in(results: Results, setting: Setting) -> Repeat | None:
     """The reference against itself (A/A) in a setting, where that was measured."""
     asked = (setting.device, setting.backend, setting.batch_size, setting.threads)
     found = (one for one in results.repeats if (one.device, one.backend, one.batch_size, one.threads) == asked)

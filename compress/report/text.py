@@ -39,9 +39,9 @@ def size(size_bytes: int) -> str:
     return _scaled(size_bytes, ("bytes", "KB", "MB", "GB", "TB"))
 
 
-def count(value: int) -> str:
-    """Parameters or MACs to three digits."""
-    return _scaled(value, ("", "k", "M", "G", "T"))
+def count(value: int | None) -> str:
+    """Parameters or MACs to three digits; None where they are not known."""
+    return MISSING if value is None else _scaled(value, ("", "k", "M", "G", "T"))
 
 
 def decimals_of(value: float) -> int:
@@ -56,6 +56,19 @@ def milliseconds(value: float) -> str:
     return f"{value:.{decimals_of(value)}f} ms"
 
 
+def profiled(value: float) -> str:
+    """Time of a node to three digits, but no finer than the profile's clock, which ticks in microseconds."""
+    if 0 < value < 0.0005:
+        return "< 0.001 ms"
+    return f"{value:.{min(3, decimals_of(value))}f} ms"
+
+
+def rough(value: float) -> str:
+    """Something that was measured once, to two digits."""
+    value = float(f"{value:.1e}")
+    return f"{value:,.{max(0, decimals_of(value) - 1)}f}"
+
+
 def moment(iso: str) -> str:
     """A moment of ISO 8601 to the minute, UTC; what is none stays as it is."""
     try:
@@ -65,8 +78,10 @@ def moment(iso: str) -> str:
     return f"{at.astimezone(UTC) if at.tzinfo else at:%Y-%m-%d %H:%M} UTC"
 
 
-def rate(per_second: float) -> str:
-    """A throughput to three digits."""
+def rate(per_second: float | None) -> str:
+    """A throughput to three digits; None where it was not measured."""
+    if per_second is None:
+        return MISSING
     return f"{per_second:,.{min(2, decimals_of(per_second))}f}"
 
 
@@ -99,6 +114,16 @@ def factor_span(low: float, high: float) -> str:
     """Interval of a ratio, with a decimal more than the ratio itself."""
     decimals = 2 if high < 9.995 else 1 if high < 999.5 else 0
     return f"{low:,.{decimals}f}× to {high:,.{decimals}f}×"
+
+
+def ratio(value: float) -> str:
+    """A ratio as a figure of a table: two decimals, and of small ones three digits."""
+    return f"{value:.{_ratio_decimals(value)}f}"
+
+
+def ratio_with_span(value: float, low: float, high: float) -> str:
+    """The same with its interval."""
+    return f"{ratio(value)} {span(low, high, _ratio_decimals(value))}"
 
 
 def times(ratio: float | None, more: str, less: str, same: str) -> str:
@@ -146,6 +171,10 @@ def change(points: float) -> str:
     if float(text) == 0:
         return "no points lost"
     return f"{text} points {'gained' if points > 0 else 'lost'}"
+
+
+def _ratio_decimals(value: float) -> int:
+    return max(2, decimals_of(value))
 
 
 def _scaled(value: int, units: tuple[str, ...]) -> str:

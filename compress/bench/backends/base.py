@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -51,6 +51,8 @@ class Task:
     trusted: tuple[str, ...]
     batch_size: int
     threads: int
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """By name of an input, its sizes without the batch, where the file leaves them open."""
     import_paths: tuple[str, ...] = ()
     """Where the parent looks for modules: code of the user's may lie there."""
 
@@ -99,31 +101,80 @@ class Backend(Protocol):
         """Read the model and make it ready; whatever it raises is the reason why there is no row."""
 
 
-def random_feed(inputs: Sequence[Given], batch_size: int) -> Feed:
+def closed_shapes(
+    inputs: Sequence[Given], batch_size: int, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """The shape of every input with nothing left open, the batch first.
+
+    Args:
+        inputs: What the model takes.
+        batch_size: Fills the first size of each.
+        shapes: Sizes without the batch, by name, of inputs that leave them open; those of others may be repeated.
+
+    Raises:
+        ValueError: where the model has no input of a name, or sizes are missing, too many or not those of the model; it
+            says what is expected.
+    """
+    names = [value.name for value in inputs]
+    for name in shapes:
+        if name not in names:
+            raise ValueError(f"no input is called '{name}'; the model takes {', '.join(map(repr, names))}")
+    return {value.name: _closed(value, batch_size, shapes.get(value.name)) for value in inputs}
+
+
+def _closed(value: Given, batch_size: int, sizes: tuple[int, ...] | None) -> tuple[int, ...]:
+    if not value.shape:
+        raise ValueError(f"input '{value.name}' must have the batch as its first dimension, its shape is []")
+    batch, *rest = value.shape
+    if isinstance(batch, int) and batch != batch_size:
+        raise ValueError(
+            f"the file only takes batch size {batch}; use --batch-size {batch} (in a pipeline bench.latency.batch_sizes)"
+        )
+    if sizes is None:
+        closed = tuple(size for size in rest if isinstance(size, int))
+        if len(closed) < len(rest):
+            example = "x".join(str(size) if isinstance(size, int) else "224" for size in rest)
+            raise ValueError(
+                f"input '{value.name}' leaves more than the batch open, its shape is {list(value.shape)}: "
+                f"give --shape {value.name}={example}, or whatever sizes it is for"
+            )
+        return (batch_size, *closed)
+    fits = len(sizes) == len(rest) and all(
+        size > 0 and (not isinstance(wanted, int) or size == wanted) for size, wanted in zip(sizes, rest, strict=True)
+    )
+    if not fits:
+        wanted = "x".join(str(size) if isinstance(size, int) else "?" for size in rest)
+        raise ValueError(
+            f"input '{value.name}' cannot have the shape {'x'.join(map(str, sizes))}: without the batch it must be "
+            f"{wanted or 'empty'}" + (", with any size from 1 in the place of '?'" if "?" in wanted else "")
+        )
+    return (batch_size, *sizes)
+
+
+def random_feed(inputs: Sequence[Given], batch_size: int, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Feed:
     """A seeded batch: normal numbers for floats, zeros for everything that counts or names something.
 
     Zero is an index that every table has, and how long a lookup takes hardly depends on the row.
 
+    Args:
+        inputs: What the model takes.
+        batch_size: Samples.
+        shapes: As `closed_shapes` takes them.
+
     Raises:
-        ValueError: where the model does not take this batch size, leaves more than the batch open, or takes something
-            that is no number.
+        ValueError: as `closed_shapes`, where the model does not take this batch size, and where it takes something that is
+            no number.
     """
     random = np.random.default_rng(0)
     feed: Feed = {}
+    dtypes = {value.name: value.dtype for value in inputs}
     for value in inputs:
         if value.dtype not in _FLOATS | _COUNTS:
             raise ValueError(f"input '{value.name}' must hold numbers, it is {value.dtype}")
-        if not value.shape or not all(isinstance(extent, int) for extent in value.shape[1:]):
-            raise ValueError(
-                f"input '{value.name}' may leave only its first dimension open, its shape is {list(value.shape)}"
-            )
-        batch, *rest = value.shape
-        if isinstance(batch, int) and batch != batch_size:
-            raise ValueError(f"the file only takes batch size {batch}")
-        shape = (batch_size, *(int(extent) for extent in rest if extent is not None))
-        is_float = value.dtype in _FLOATS
-        feed[value.name] = (
-            random.standard_normal(shape, np.float32).astype(value.dtype) if is_float else np.zeros(shape, value.dtype)
+    for name, shape in closed_shapes(inputs, batch_size, shapes or {}).items():
+        dtype = dtypes[name]
+        feed[name] = (
+            random.standard_normal(shape, np.float32).astype(dtype) if dtype in _FLOATS else np.zeros(shape, dtype)
         )
     return feed
 

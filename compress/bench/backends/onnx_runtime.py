@@ -81,13 +81,18 @@ class OnnxRuntimeModel:
     @property
     def inputs(self) -> Sequence[Given]:
         """As the file says."""
-        return [Given(value.name, tuple(value.shape), _dtype(value.type)) for value in self._session.get_inputs()]
+        return inputs_of(self._session)
 
     def bind(self, feed: Feed) -> Call:
         """Arrays on the CPU; on a device values that are there, so that no transfer is timed, as with torch."""
         if self._device == "cpu":
             return by_the_clock(lambda: self._session.run(None, feed))
         return bound(self._session, feed, self._device)
+
+
+def inputs_of(session: Any) -> Sequence[Given]:
+    """What a session takes, as its file says."""
+    return [Given(value.name, tuple(value.shape), _dtype(value.type)) for value in session.get_inputs()]
 
 
 def bound(session: Any, feed: Feed, device: str) -> Call:

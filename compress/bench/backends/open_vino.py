@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import openvino
 
-from compress.bench.backends.base import Call, Feed, Given, Task, UnavailableError, by_the_clock
+from compress.bench.backends.base import Call, Feed, Given, Task, UnavailableError, by_the_clock, closed_shapes
 
 _PRECISIONS: Final[Mapping[str, str]] = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
 _NUMPY: Final[Mapping[str, str]] = {
@@ -30,12 +30,16 @@ def load(task: Task) -> OpenVinoModel:
     """The file compiled for one call at a time on `task.threads` threads, in float32 where it is not quantized.
 
     Left to itself OpenVINO computes "fp32" in bfloat16 on CPUs that have it.
+
+    Raises:
+        ValueError: as `closed_shapes`.
     """
     model = _core.read_model(task.path)
     inputs = [_given(value) for value in model.inputs]
-    if inputs and all(given.shape and not isinstance(given.shape[0], int) for given in inputs):
-        # The batch is known now, as it is when a user compiles; shapes left open cost it some of its speed.
-        model.reshape({value.any_name: _with_batch(value.partial_shape, task.batch_size) for value in model.inputs})
+    shapes = closed_shapes(inputs, task.batch_size, task.shapes)
+    if shapes:
+        # They are known now, as they are when a user compiles; those left open cost it some of its speed.
+        model.reshape({name: openvino.PartialShape(list(shape)) for name, shape in shapes.items()})
     compiled = _core.compile_model(
         model,
         "CPU",
@@ -62,7 +66,7 @@ class OpenVinoModel:
     @property
     def precision(self) -> str:
         """What ran: int8 for a quantized file, else what the compiled model says of itself."""
-        if self._precision != "fp32":
+        if self._precision == "int8":
             return self._precision
         name = str(self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
         return _PRECISIONS.get(name, name)
@@ -77,7 +81,3 @@ def _given(value: Any) -> Given:
     shape = tuple(extent.get_length() if extent.is_static else None for extent in value.partial_shape)
     element = value.element_type.to_string()
     return Given(value.any_name, shape, _NUMPY.get(element, element))
-
-
-def _with_batch(shape: Any, batch_size: int) -> Any:
-    return openvino.PartialShape([batch_size, *list(shape)[1:]])

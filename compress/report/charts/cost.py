@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from compress.report import figures, text
-from compress.report.charts.canvas import FONT_SIZE, WIDTH, add_axes, bytes_words, calm, draw, even_ticks, tick
-from compress.report.labels import Box, place, width_of
-from compress.report.svg import INK, MARK, QUIET
+from compress.report.charts.canvas import bytes_words, draw
+from compress.report.charts.plane import HEIGHT, Charts, add_plane, between, near, pixels, with_margin, write_names
+from compress.report.labels import Box
+from compress.report.svg import MARK
 from compress.results import Results
 
-HEIGHT = 290.0  # points
-LEFT, RIGHT = 54.0, 16.0
 _ROOM = 52.0
 """Points left of the smallest figure, so that the name of the result can stand above its mark."""
-LOG_FROM = 4.0
-"""Span (largest over smallest) from which an axis is logarithmic."""
 LABEL_LENGTH = 24
-_SAME = 4.0
-"""Points below which two marks are one to the eye, and share a name."""
-
-
-@dataclass(frozen=True)
-class Charts:
-    """The drawings, and what stands below them."""
-
-    drawings: tuple[str, ...]
-    caption: str
+_SAME = 6.0
+"""Points below which two marks are one to the eye, and share a name: beside one of them it would name the other."""
+_NEAR_POINTS, _NEAR_LOSSES = 5.0, 3.0
+"""How far below reference and result a row may lie to be drawn to scale: points, and times what was lost."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +69,18 @@ def draw_costs(results: Results) -> Charts:
 
 
 def _accuracy_limits(results: Results) -> tuple[float, float]:
-    """Range of the accuracy axis: every row from the reference on, with its interval.
+    """Range of the accuracy axis: the reference, the result, and the rows between them that come near, with intervals.
 
-    An untrained source at 10 % would otherwise squeeze the rows that matter into one line.
+    An untrained source, or a pruned network before its recovery, would otherwise squeeze the rows that matter into one line.
     """
-    shown = [row.accuracy for row in results.rows[figures.reference_index(results) :]]
+    ends = results.reference_row(), results.rows[-1]
+    accuracies = [row.accuracy.validation.percent for row in ends]
+    floor = min(accuracies) - max(_NEAR_POINTS, _NEAR_LOSSES * (max(accuracies) - min(accuracies)))
+    rows = results.rows[figures.reference_index(results) :]
+    shown = [row.accuracy for row in rows if row in ends or row.accuracy.validation.percent >= floor]
     low = min(min(both.validation.low, both.test.percent) for both in shown)
     high = max(max(both.validation.high, both.test.percent) for both in shown)
-    margin = max(0.5, 0.08 * (high - low))
-    return low - margin, high + margin
+    return with_margin(low, high)
 
 
 def _point(results: Results, index: int, x: tuple[float, float, float], limits: tuple[float, float]) -> Point:
@@ -101,7 +94,7 @@ def _point(results: Results, index: int, x: tuple[float, float, float], limits: 
         validation.high,
         accuracy.test.percent,
         is_reference=index == at,
-        is_off_scale=index < at and validation.high < limits[0],
+        is_off_scale=validation.high < limits[0],
     )
 
 
@@ -109,40 +102,13 @@ def _panel(
     name: str, x_title: str, x_text: Callable[[float], str], points: Sequence[Point], limits: tuple[float, float]
 ) -> str:
     def paint(figure: Figure) -> None:
-        axes = add_axes(figure, LEFT, 40, RIGHT, 30)
-        _frame(axes, x_title, x_text, points, limits)
+        costs = min(point.x_low for point in points), max(point.x_high for point in points)
+        axes = add_plane(figure, x_title, "Accuracy on validation and test", x_text, costs, limits, _ROOM)
         _marks(axes, points)
         _labels(axes, points)
 
     told = "; ".join(f"{point.label}: {text.percent(point.y)} at {x_text(point.x)}" for point in points)
     return draw(name, HEIGHT, paint, f"Validation accuracy against {x_title.lower()}", told)
-
-
-def _frame(
-    axes: Axes,
-    x_title: str,
-    x_text: Callable[[float], str],
-    points: Sequence[Point],
-    limits: tuple[float, float],
-) -> None:
-    low, high = min(point.x_low for point in points), max(point.x_high for point in points)
-    if low > 0 and high / low > LOG_FROM:
-        axes.set_xscale("log")
-        right = high * 1.35
-        axes.set_xlim(low / (right / low) ** (_ROOM / (WIDTH - LEFT - RIGHT - _ROOM)), right)
-        subs = (1.0, 2.0, 5.0) if high / low < 100 else (1.0,)
-        axes.xaxis.set_major_locator(LogLocator(subs=subs))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(x_text(value))))
-    else:
-        axes.set_xlim(0, (high * 1.15) or 1.0)
-        even_ticks(axes, x_text)
-    axes.set_ylim(*limits)
-    ticks = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(*limits)
-    axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if 0 <= tick <= 100]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
-    axes.set_xlabel(x_title, color=QUIET)
-    calm(axes, "Accuracy on validation and test", LEFT)
 
 
 def _marks(axes: Axes, points: Sequence[Point]) -> None:
@@ -171,11 +137,7 @@ def _edge(axes: Axes) -> float:
 
 def _labels(axes: Axes, points: Sequence[Point]) -> None:
     """Name every mark where its name covers nothing, with a thin line to it where that is not beside it."""
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        left, up = axes.transData.transform((x, y))
-        return float(left), float(up)
-
+    at = functools.partial(pixels, axes)
     names: list[str] = []
     anchors: list[tuple[float, float]] = []
     taken: list[Box] = []
@@ -190,28 +152,11 @@ def _labels(axes: Axes, points: Sequence[Point]) -> None:
             taken.append(Box(at(point.x_low, point.y)[0], y - 1, at(point.x_high, point.y)[0], y + 1))
             test = at(point.x, point.test)[1]
             taken.append(Box(x - 4, test - 4, x + 4, test + 4))
-        same = next((index for index, other in enumerate(anchors) if math.dist(anchor, other) < _SAME), None)
+        same = next(iter(near(anchors, anchor, _SAME)), None)
         if same is not None and len(names[same]) + len(name) <= LABEL_LENGTH:
             names[same] = f"{name}, {names[same]}"
+            anchors[same] = between(anchors[same], anchor)
         else:
             names.append(name)
             anchors.append(anchor)
-    frame = axes.get_window_extent()
-    inside = Box(frame.x0, frame.y0, frame.x1, frame.y1)
-    sizes = [(width_of(name, FONT_SIZE), 1.15 * FONT_SIZE) for name in names]
-    for name, anchor, offset in zip(names, anchors, place(anchors, sizes, taken, inside), strict=True):
-        line = {"arrowstyle": "-", "color": QUIET, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
-        axes.annotate(
-            name,
-            xy=anchor,
-            xycoords="figure pixels",
-            xytext=(offset.dx, offset.dy),
-            textcoords="offset points",
-            ha=offset.horizontal,
-            va="center",
-            color=INK,
-            fontsize=FONT_SIZE,
-            parse_math=False,
-            annotation_clip=False,
-            arrowprops=line if offset.is_far else None,
-        )
+    write_names(axes, names, anchors, taken)

@@ -54,8 +54,7 @@ def draw_kinds(bars: Sequence[Bar]) -> str:
 def words(bar: Bar) -> str:
     """The parts of a bar as text."""
     parts = (
-        f"{kind} {text.milliseconds(value)} ({text.share(value, bar.total)})"
-        for kind, value in bar.milliseconds.items()
+        f"{kind} {text.profiled(value)} ({text.share(value, bar.total)})" for kind, value in bar.milliseconds.items()
     )
     return ", ".join(parts)
 
@@ -71,7 +70,7 @@ def _bar(axes: Axes, place: int, bar: Bar) -> None:
         axes.barh(place, value, left=left, height=0.34, color=COLOURS[kind], linewidth=1.0, edgecolor=PAPER)
         left += value
     for line, (shown, colour) in enumerate(
-        ((f"{text.short(bar.label, 30)}: {text.milliseconds(bar.total)}", INK), (_shares(bar), QUIET))
+        ((f"{text.short(bar.label, 30)}: {text.profiled(bar.total)}", INK), (_shares(bar), QUIET))
     ):
         axes.annotate(
             shown,

@@ -49,6 +49,9 @@ def draw_training(name: str, stage: str, epochs: Sequence[Epoch]) -> str:
 def _loss(axes: Axes, epochs: Sequence[Epoch]) -> None:
     training = [epoch.loss for epoch in epochs]
     validation = [epoch.validation_loss for epoch in epochs]
+    # Before the limits: an axis whose lower end is set takes no more notice of what is drawn later.
+    _line(axes, epochs, training, SOFT, "--")
+    _line(axes, epochs, validation, MARK, "-")
     positive = [value for value in (*training, *validation) if math.isfinite(value) and value > 0]
     every = sum(map(math.isfinite, (*training, *validation)))
     if positive and len(positive) == every and max(positive) / min(positive) > LOG_FROM:
@@ -58,8 +61,6 @@ def _loss(axes: Axes, epochs: Sequence[Epoch]) -> None:
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    _line(axes, epochs, training, SOFT, "--")
-    _line(axes, epochs, validation, MARK, "-")
     _frame(axes, epochs, "Loss")
     axes.set_xticklabels([])
     _ends(axes, [("training", training[-1], SOFT), ("validation", validation[-1], MARK)])

@@ -72,7 +72,7 @@ def headline(results: Results) -> str:
         return f"Nothing compressed yet: {figures.labels(results)[-1]} measures {', '.join(parts)}"
     faster = "latency not compared"
     if setting is not None and (measured := figures.latencies(last, setting)[0].ratio) is not None:
-        faster = f"{figures.speed(measured)} ({setting.load})"
+        faster = f"{figures.speed(measured, figures.repeat_in(results, setting))} ({setting.load})"
     smaller = text.times(figures.smaller(last, reference), "smaller", "larger", "same size")
     interval = "" if results.difference is None else f" ({_interval(results.difference)})"
     lost = f"{text.change(figures.points(results, last))} on validation{interval}"
@@ -119,7 +119,7 @@ def _bigs(results: Results) -> tuple[Big, ...]:
             Big(text.percent(accuracy.percent), "on validation", (f"95 % interval {interval}", f"n = {accuracy.n:,}"))
         )
         return tuple(bigs)
-    return _size(last, reference), _time(last, reference, setting), _accuracy(results, last)
+    return _size(last, reference), _time(results, setting), _accuracy(results, last)
 
 
 def _size(last: Row, reference: Row) -> Big:
@@ -134,17 +134,20 @@ def _size(last: Row, reference: Row) -> Big:
     return Big(text.factor(smaller), words, details)
 
 
-def _time(last: Row, reference: Row, setting: Setting | None) -> Big:
+def _time(results: Results, setting: Setting | None) -> Big:
     if setting is None:
         return Big(text.MISSING, "latency not compared", ("not measured of both models in one setting",))
-    before, after = figures.latencies(reference, setting)[0], figures.latencies(last, setting)[0]
+    rows = results.reference_row(), results.rows[-1]
+    before, after = (figures.latencies(row, setting)[0] for row in rows)
     times = f"{text.milliseconds(before.median_ms)} → {text.milliseconds(after.median_ms)}, {setting.load}"
     measured = after.ratio
     if measured is None:
         return Big(text.MISSING, "latency not compared", (times,))
-    interval = f"95 % interval {figures.speed_span(measured)}"
-    if not figures.is_clear(measured):
-        return Big("unclear", "whether faster or slower", (times, f"{interval}, which includes 1"))
+    repeat = figures.repeat_in(results, setting)
+    interval = f"95 % interval {figures.speed_span(measured, repeat)}"
+    if not figures.is_clear(measured, repeat):
+        why = "which includes 1" if measured.low <= 1 <= measured.high else "no more than the reference against itself"
+        return Big("unclear", "whether faster or slower", (times, f"{interval}, {why}"))
     words = text.times(measured.value, "faster", "slower", "as fast").rpartition("× ")[2]
     return Big(text.factor(measured.value), words, (times, interval))
 
@@ -193,7 +196,7 @@ def _trust(results: Results) -> str:
     if not figures.settings(results):
         return ""
     setting = figures.main_setting(results)
-    shown = None if setting is None else figures.repeat(results, setting)
+    shown = None if setting is None else figures.repeat_in(results, setting)
     shown = shown or next(iter(results.repeats), None)
     if shown is None:
         return "Not checked: the reference was not measured against itself, so the machine's noise is not known."

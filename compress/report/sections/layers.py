@@ -95,7 +95,7 @@ def _sizes(row: Row, label: str, most: int) -> Table | None:
 
 def _layer(layer: Layer, whole: int, milliseconds: float | None, *, is_timed: bool) -> Line:
     shape = text.MISSING if layer.output is None else " × ".join(map(str, layer.output[1:]))
-    time = Cell(text.MISSING if milliseconds is None else text.milliseconds(milliseconds))
+    time = Cell(text.MISSING if milliseconds is None else text.profiled(milliseconds))
     return Line(
         text.plain(layer.name) or text.MISSING,
         (
@@ -126,7 +126,7 @@ def _operators(label: str, profile: Profile) -> Table:
             text.plain(share.operator),
             (
                 Cell(f"{share.count:,}"),
-                Cell(text.milliseconds(share.milliseconds)),
+                Cell(text.profiled(share.milliseconds)),
                 Cell(text.share(share.share, 1), part=share.share),
             ),
             tags=(share.kind,),
@@ -137,9 +137,9 @@ def _operators(label: str, profile: Profile) -> Table:
     said = ""
     if rest:
         left = sum(share.milliseconds for share in rest)
-        said = f"{text.plural(len(rest), 'further operator')}: {text.milliseconds(left)}, {text.share(left, total)}."
+        said = f"{text.plural(len(rest), 'further operator')}: {text.profiled(left)}, {text.share(left, total)}."
     caption = (
-        f"{label}: {text.plural(len(profile.nodes), 'node')}, {text.milliseconds(total)} in sum, "
+        f"{label}: {text.plural(len(profile.nodes), 'node')}, {text.profiled(total)} in sum, "
         f"{figures.load_words(profile.batch_size, profile.threads)}."
     )
     return Table(caption, ("Operator", "Nodes", "Time", "Share"), tuple(lines), rest=said)
@@ -155,7 +155,7 @@ def _fallback(profile: Profile) -> Table | None:
             text.plain(node.name) or text.MISSING,
             (
                 Cell(text.plain(node.operator)),
-                Cell(text.milliseconds(node.milliseconds)),
+                Cell(text.profiled(node.milliseconds)),
                 Cell(text.share(node.milliseconds, total), part=node.milliseconds / total if total > 0 else None),
             ),
         )
@@ -163,7 +163,7 @@ def _fallback(profile: Profile) -> Table | None:
     )
     rest = slow[TOP:]
     left = sum(node.milliseconds for node in rest)
-    said = f"{text.plural(len(rest), 'further node')}: {text.milliseconds(left)}." if rest else ""
+    said = f"{text.plural(len(rest), 'further node')}: {text.profiled(left)}." if rest else ""
     columns = ("Node", "Operator", "Time", "Share")
     return Table("Nodes that fell back to float, the slowest first.", columns, lines, words=("Operator",), rest=said)
 
@@ -175,7 +175,7 @@ def _said(profile: Profile, label: str) -> tuple[str, ...]:
         "convert": "Quantizing, dequantizing and reordering costs",
     }
     return tuple(
-        f"{starts[share.kind]}: {text.plural(share.count, 'node')}, {text.milliseconds(share.milliseconds)}, "
+        f"{starts[share.kind]}: {text.plural(share.count, 'node')}, {text.profiled(share.milliseconds)}, "
         f"{text.share(share.share, 1)} of the time."
         for share in by_kind(profile)
     )

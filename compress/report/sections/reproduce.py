@@ -43,7 +43,14 @@ DEFINITIONS: Facts = (
     ),
     (
         "Size",
-        "The ONNX file's bytes: fp32, or int8 once quantized; gzipped at level 6. 1 KB is 1000 bytes.",
+        "The ONNX file's bytes, in the type named beside its stage; gzipped at level 6. 1 KB is 1000 bytes.",
+    ),
+    (
+        "Parameters",
+        (
+            "Of the model as PyTorch counts them. The ONNX file has batch normalisation folded into the weights before it and "
+            "so holds fewer: the layers' parameters and the share that is not zero are of the file."
+        ),
     ),
     (
         "Latency",
@@ -57,7 +64,8 @@ DEFINITIONS: Facts = (
         "Times faster",
         (
             "Pair by pair: per round the reference's median over the model's, and of these the median with its 95 % interval. "
-            "Where the interval includes 1, no ratio is claimed."
+            "No ratio is claimed where the interval includes 1, nor where the ratio is no further from 1 than the interval of "
+            "the reference against itself reaches in that setting."
         ),
     ),
     (
@@ -70,15 +78,15 @@ DEFINITIONS: Facts = (
     (
         "Cold start and memory",
         (
-            "Loading the model and its first answer in a fresh process whose libraries are imported, and the largest resident "
-            "memory of that process, libraries included."
+            "Loading the model and its first answer in a fresh process whose libraries are imported, measured once, so a single "
+            "sample; and the largest resident memory of that process, libraries included."
         ),
     ),
     (
         "Time per node",
         (
-            "From ONNX Runtime's profile, the median over the calls. Profiling itself costs time, so the sum exceeds the "
-            "latency. Nodes that convert quantize, dequantize or reorder."
+            "From ONNX Runtime's profile, the mean of the middle half of the calls. Profiling itself costs time, so the sum "
+            "exceeds the latency. Nodes that convert quantize, dequantize or reorder."
         ),
     ),
     ("MACs", "Multiply-accumulate operations of one sample's forward pass: convolutions and matrix products."),

@@ -70,7 +70,7 @@ def _line(results: Results, index: int, settings: tuple[Setting, ...]) -> Line:
     validation, test, both = row.accuracy.validation, row.accuracy.test, row.quality
     smaller = (text.times(figures.smaller(row, reference), "smaller", "larger", "same size"),) if is_compared else ()
     nonzero = row.size.nonzero_parameters
-    is_sparse = nonzero < _MOSTLY * row.parameters
+    is_sparse = nonzero < _MOSTLY * row.size.parameters  # both of the file: the model holds more, before it is folded
     return Line(
         label=figures.labels(results)[index],
         tags=_tags(results, index),
@@ -79,10 +79,13 @@ def _line(results: Results, index: int, settings: tuple[Setting, ...]) -> Line:
             _accuracy(validation, both.validation.top5, compared.validation if compared else None),
             _accuracy(test, both.test.top5, compared.test if compared else None),
             Cell(text.size(row.size_bytes), (*smaller, f"{text.size(row.size.gzip_bytes)} gzipped")),
-            *(_latency(row, setting, is_compared=is_compared) for setting in settings),
+            *(_latency(results, index, setting) for setting in settings),
             Cell(
                 text.count(row.parameters),
-                (*((f"{text.count(nonzero)} not zero",) if is_sparse else ()), f"{text.count(row.macs)} MACs"),
+                (
+                    *((f"{text.share(nonzero, row.size.parameters)} not zero",) if is_sparse else ()),
+                    f"{text.count(row.macs)} MACs",
+                ),
             ),
             Cell(text.duration(row.seconds) if row.seconds > 0 else text.MISSING),
         ),
@@ -110,9 +113,10 @@ def _titles(settings: tuple[Setting, ...]) -> tuple[str, ...]:
     return tuple(f"Latency, {setting.load}" + (f", {setting.place}" if several else "") for setting in settings)
 
 
-def _latency(row: Row, setting: Setting, *, is_compared: bool) -> Cell:
+def _latency(results: Results, index: int, setting: Setting) -> Cell:
     """Latency of a row in a setting, with its ratio where it is a result."""
-    measured = figures.latencies(row, setting)
+    measured = figures.latencies(results.rows[index], setting)
+    is_compared, repeat = figures.is_compared(results, index), figures.repeat_in(results, setting)
     if not measured:
         return Cell(text.MISSING)
     details: list[str] = []
@@ -121,7 +125,7 @@ def _latency(row: Row, setting: Setting, *, is_compared: bool) -> Cell:
             details.append(f"{text.plain(latency.precision)} {text.milliseconds(latency.median_ms)}")
         details.append(text.span(latency.low_ms, latency.high_ms, text.decimals_of(latency.median_ms)))
         if is_compared and latency.ratio is not None:
-            details += [figures.speed(latency.ratio), figures.speed_span(latency.ratio)]
+            details += [figures.speed(latency.ratio, repeat), figures.speed_span(latency.ratio, repeat)]
     return Cell(text.milliseconds(measured[0].median_ms), tuple(details))
 
 
@@ -133,10 +137,7 @@ def _latencies(results: Results, settings: tuple[Setting, ...]) -> Table:
     lines = tuple(
         Line(
             setting.load + (f", {setting.place}" if several else ""),
-            tuple(
-                _latency(results.rows[index], setting, is_compared=figures.is_compared(results, index))
-                for index in timed
-            ),
+            tuple(_latency(results, index, setting) for index in timed),
         )
         for setting in settings
     )
@@ -165,7 +166,7 @@ def _start(results: Results) -> Table | None:
         if (measured := figures.latencies(row, setting))
     )
     caption = (
-        f"With {setting.load}. Cold start: loading the file and the first answer, in a fresh process. "
+        f"With {setting.load}. Cold start: loading the file and the first answer, once, in a fresh process. "
         "Memory: the most that process held, libraries included. Activations: the most alive at once."
     )
     columns = (
@@ -183,7 +184,7 @@ def _start(results: Results) -> Table | None:
 def _start_cells(row: Row, latency: Latency) -> tuple[Cell, ...]:
     activations, memory = row.size.activation_peak_bytes, latency.peak_memory_bytes
     return (
-        Cell(text.milliseconds(latency.cold_start_ms)),
+        Cell(f"{text.rough(latency.cold_start_ms)} ms"),
         Cell(text.MISSING if memory is None else text.size(memory)),
         Cell(text.MISSING if activations is None else text.size(activations)),
         Cell(f"≤ {text.milliseconds(latency.p90_ms)}"),
