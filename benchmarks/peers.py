@@ -41,7 +41,6 @@ from compress.bench.accuracy import Evaluation, accuracy, compare, evaluate_in_o
 from compress.bench.latency import Measured, Variant, measure, reasons
 from compress.config import LatencyConfig
 from compress.config.data import ArraysConfig, Normalize, Validation
-from compress.console import literal, make_console
 from compress.data.base import Dataset, Input
 from compress.data.load import load_data
 from compress.data.splits import stratified_sample
@@ -55,6 +54,7 @@ from compress.onnx_io.convert import serialized, to_onnx
 from compress.onnx_io.quantize import beyond_int8, collect_ranges, nodes_at, quantize, resolved_target
 from compress.onnx_io.session import infer, open_session
 from compress.surroundings import git_revision, machine_record
+from compress.terminal.console import literal, make_console
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RANDOM = ("torchvision:resnet18", "torchvision:mobilenet_v2")

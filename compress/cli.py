@@ -11,11 +11,11 @@ import typer
 from rich.table import Table
 
 from compress import __version__
-from compress.conditions import FLAGS, QUANTITIES, RELATIONS
+from compress.comparison.conditions import FLAGS, QUANTITIES, RELATIONS
 from compress.config.pipeline import LatencyConfig
-from compress.console import literal, make_console
 from compress.errors import CompressError, ConfigError
-from compress.schemas import Document, json_schema
+from compress.terminal.console import literal, make_console
+from compress.terminal.schemas import Document, json_schema
 
 app = typer.Typer(
     name="compress",
@@ -113,13 +113,13 @@ def run(
 
     Ends with exit code 1 where the accuracy budget is missed, 2 where something is wrong with the input.
     """
-    from compress.command_line import run_command
     from compress.config import load_pipeline
+    from compress.terminal.command_line import run_command
 
     pipeline = load_pipeline(file, overrides or ())
     console = make_console()
-    from compress.console import Terminal, results_table
     from compress.pipeline import run as run_pipeline
+    from compress.terminal.console import Terminal, results_table
 
     folder = runs / pipeline.name
     try:
@@ -191,7 +191,7 @@ def inspect(
     ] = False,
 ) -> None:
     """Show what a checkpoint holds: architecture, edits, lineage, metrics. Every file is checked."""
-    from compress.inspection import describe
+    from compress.terminal.inspection import describe
 
     make_console().print(describe(checkpoint, trust_code=trust_code))
 
@@ -258,8 +258,8 @@ def bench(
 ) -> None:
     """Measure models against each other."""
     from compress.bench.latency import BACKENDS, DEVICES
-    from compress.command_line import bench_command
-    from compress.options import chosen, input_shapes, latency_config, one_of, writable
+    from compress.terminal.command_line import bench_command
+    from compress.terminal.options import chosen, input_shapes, latency_config, one_of, writable
 
     latency = latency_config(batch_size, threads, rounds, seconds)
     backends, place = chosen(backend, BACKENDS, "--backend"), one_of(device, DEVICES, "--device")
@@ -270,10 +270,10 @@ def bench(
     from compress.config import load_pipeline
 
     data = None if pipeline is None else load_pipeline(pipeline, overrides or ())
-    from compress.bench_console import bench_tables
     from compress.benchmark import BenchSettings
     from compress.benchmark import bench as measure
-    from compress.console import Terminal
+    from compress.terminal.bench import bench_tables
+    from compress.terminal.console import Terminal
 
     given = {
         "--device": (device, _DEVICE),
@@ -336,17 +336,17 @@ def compare(
     ] = None,
 ) -> None:
     """Compare runs with each other."""
-    from compress.conditions import judge, parse
-    from compress.options import writable
+    from compress.comparison.conditions import judge, parse
+    from compress.terminal.options import writable
 
     conditions = [parse(text) for text in fail_if or ()]
     writable(html, "--html")
     writable(json_file, "--json")
-    from compress import comparing
+    from compress.comparison import runs as comparing
 
     compared = comparing.compare(comparing.read_runs(runs))
     verdict = judge(conditions, comparing.figures_of(compared))
-    from compress.compare_console import compare_tables
+    from compress.terminal.compare import compare_tables
 
     if html is not None:
         from compress.files import write_file

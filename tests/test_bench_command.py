@@ -27,18 +27,18 @@ from compress import cli, load_pipeline
 from compress.bench.latency import Measured
 from compress.bench.measure import Bench
 from compress.bench.measure import measure as measure_checkpoint
-from compress.bench_console import bench_tables
 from compress.benchmark import BenchSettings, bench
 from compress.config import LatencyConfig
-from compress.console import make_console
 from compress.distinct import distinct
 from compress.errors import CompressError
 from compress.events import Silent
 from compress.files import sha256_of
 from compress.measured import NotMeasured
-from compress.options import chosen, input_shapes, latency_config, writable
 from compress.results import BenchResults, Target
 from compress.targets import resolve
+from compress.terminal.bench import bench_tables
+from compress.terminal.console import make_console
+from compress.terminal.options import chosen, input_shapes, latency_config, writable
 from compress.timed import main_setting
 from compress.told import without_folders
 
@@ -690,7 +690,7 @@ def test_what_was_measured_is_on_disk_before_it_is_shown(command, monkeypatch):
         raise CompressError("the pipe is closed")
 
     monkeypatch.setattr("compress.benchmark.bench", lambda *_: example_bench())
-    monkeypatch.setattr("compress.bench_console.bench_tables", broken)
+    monkeypatch.setattr("compress.terminal.bench.bench_tables", broken)
     assert command("a.onnx", "--json", "b.json") == (2, "", "error: the pipe is closed\n")
     assert BenchResults.model_validate_json(Path("b.json").read_text()) == example_bench()
 

@@ -16,10 +16,10 @@ from report_examples import example_results
 from rich.console import Console
 
 from compress import cli
-from compress.console import Terminal, literal, make_console, results_table
 from compress.errors import CompressError
 from compress.events import EpochResult
 from compress.results import Budget
+from compress.terminal.console import Terminal, literal, make_console, results_table
 
 FILE = """\
 name: tiny
@@ -349,7 +349,7 @@ def test_a_comparison_is_on_disk_before_it_is_shown(compress, monkeypatch):
     assert pages[0].startswith("<!DOCTYPE html>")
     assert json.loads(pages[1])["kind"] == "compare"
     shutil.rmtree("out")
-    monkeypatch.setattr("compress.compare_console.compare_tables", broken)
+    monkeypatch.setattr("compress.terminal.compare.compare_tables", broken)
     assert compress(*words) == (2, "", "error: the pipe is closed\n")
     assert sorted(path.name for path in Path("out").iterdir()) == ["c.html", "c.json"]
 
@@ -452,7 +452,7 @@ def test_a_terminal_shows_the_same_and_ends_clean(tmp_path):
 
 def test_long_work_shows_a_line_now_and_then(capsys, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("compress.console.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("compress.terminal.console.time.monotonic", lambda: now[0])
     with Terminal(make_console()) as progress:
         for step in range(1, 41):
             now[0] += 1.0

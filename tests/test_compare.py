@@ -24,16 +24,16 @@ from report_examples import (
 from rich.console import Console
 
 from compress import cli
-from compress.compare_console import compare_tables
-from compress.compared import Compared
-from compress.comparing import compare, figures_of, read_runs
-from compress.conditions import Unknown, Verdict
-from compress.console import make_console
+from compress.comparison.conditions import Unknown, Verdict
+from compress.comparison.records import Compared
+from compress.comparison.runs import compare, figures_of, read_runs
 from compress.errors import CompressError
 from compress.measured import Measurement
 from compress.packed import pack_answers, pack_confidences
 from compress.report.compare import faster_words, render_compare
 from compress.results import Results
+from compress.terminal.compare import compare_tables
+from compress.terminal.console import make_console
 
 HOSTILE = '<script>alert("1")</script> | <img src=x onerror=1> [red]b[/] $x_2$\n# head & \x07'
 KEY = {"data": {"settings": {"kind": "digits"}, "content": "1"}, "seed": 0}

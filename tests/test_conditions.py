@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.conditions import FLAGS, QUANTITIES, RELATIONS, Condition, Unknown, judge, parse, shown
+from compress.comparison.conditions import FLAGS, QUANTITIES, RELATIONS, Condition, Unknown, judge, parse, shown
 from compress.errors import CompressError
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)

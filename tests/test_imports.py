@@ -46,7 +46,7 @@ def modules_after(code):
         "compress.results",
         "compress.report",
         "compress.stages",
-        "compress.console",
+        "compress.terminal.console",
     ],
 )
 def test_imports_neither_torch_nor_anything_as_heavy(module):

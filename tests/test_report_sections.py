@@ -9,12 +9,12 @@ import pytest
 from report_cases import example_cases
 from report_examples import STAGES, example_repeat, example_results, example_training
 
-from compress.console import make_console, results_table
 from compress.report.charts.cost import draw_costs
 from compress.report.charts.training import draw_training
 from compress.report.charts.waterfall import Step, draw_waterfalls, steps
 from compress.report.html import render_html
 from compress.report.summary import summarize
+from compress.terminal.console import make_console, results_table
 
 CASES = example_cases()
 WHOLE = CASES["whole"]

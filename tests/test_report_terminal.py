@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from report_examples import example_latency, example_machine, example_repeat, example_results
 
-from compress.bench_console import bench_tables
-from compress.console import make_console
 from compress.measured import Ratio
 from compress.results import BenchResults, Target
+from compress.terminal.bench import bench_tables
+from compress.terminal.console import make_console
 
 
 def bench(ratio=None, repeat=None, **size):

@@ -7,8 +7,8 @@ from importlib import resources
 
 from markupsafe import Markup
 
-from compress.compared import Compared, Difference, ModelFigures, RunFigures, Setting, Time
-from compress.conditions import Verdict
+from compress.comparison.conditions import Verdict
+from compress.comparison.records import Compared, Difference, ModelFigures, RunFigures, Setting, Time
 from compress.measured import Accuracy
 from compress.report import text
 from compress.report.compare_chart import SIGNS, draw_fronts, style_of

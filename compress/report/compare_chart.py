@@ -11,7 +11,7 @@ from typing import Any, Final
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from compress.compared import Compared, ModelFigures
+from compress.comparison.records import Compared, ModelFigures
 from compress.report import text
 from compress.report.charts.canvas import bytes_words, draw
 from compress.report.charts.plane import HEIGHT, Charts, add_plane, between, near, pixels, with_margin, write_names

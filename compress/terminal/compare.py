@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from compress.compared import Compared, RunFigures, Time
+from compress.comparison.records import Compared, RunFigures, Time
 from compress.report import text
 from compress.report.compare import (
     BASELINE,

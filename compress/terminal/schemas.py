@@ -10,7 +10,7 @@ _CLASSES: Final[dict[Document, tuple[str, str]]] = {
     "pipeline": ("compress.config", "Pipeline"),
     "results": ("compress.results", "Results"),
     "bench": ("compress.results", "BenchResults"),
-    "compare": ("compress.compared", "Compared"),
+    "compare": ("compress.comparison.records", "Compared"),
 }
 
 

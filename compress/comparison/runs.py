@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue, ValidationError
 
-from compress.compared import Compared, Difference, ModelFigures, RunFigures, Setting, Time
-from compress.conditions import Figures, Unknown
+from compress.comparison.conditions import Figures, Unknown
+from compress.comparison.records import Compared, Difference, ModelFigures, RunFigures, Setting, Time
 from compress.distinct import distinct
 from compress.errors import CompressError
 from compress.measured import METRICS, Accuracy, Latency, Measurement, PairedDifference
