@@ -40,9 +40,9 @@ from compress.manifest import HistoryEntry
 from compress.models.factory import Arch, create
 from compress.onnx_io.convert import serialized, to_onnx
 
-SHAPE = (3, 48, 64)
+SHAPE = (3, 56, 80)
 BLOCKS = 10
-"""About 5 ms with one thread on two cores of a server CPU of 2024; `milliseconds` in the results says what it was."""
+"""About 5 ms with one thread of a server CPU; `milliseconds` in the results says what it was."""
 SLOWER_BLOCKS = 11
 WITHIN = 0.03
 PARTS = ("quiet", "loaded", "double", "delay")

@@ -35,6 +35,7 @@ WINDOW_SECONDS = 0.02
 STEADY_GAIN = 0.02
 WARM_UP_SECONDS = 2.0
 WAKE_UP_CALLS = 2
+WAKE_UP_SECONDS = 0.05
 IDLE_SLICE_SECONDS = 0.005
 SETTLE_SECONDS = 2.0
 
@@ -62,9 +63,15 @@ def warm_up(call: Call) -> None:
 
 
 def measure(call: Call, seconds: float) -> list[int]:
-    """Samples as a caller in a loop sees them: the threads are woken and the caches filled again before the first."""
-    for _ in range(WAKE_UP_CALLS):
+    """Samples as a caller in a loop sees them.
+
+    Before the first the threads are woken, the caches filled again, and the cores given time to reach the speed that they
+    keep: after a rest an int8 ResNet-18 was 6 % slower than in a loop where two calls were all it got.
+    """
+    calls, end = 0, time.monotonic() + WAKE_UP_SECONDS
+    while calls < WAKE_UP_CALLS or time.monotonic() < end:
         call()
+        calls += 1
     return sample(call, seconds)
 
 
