@@ -78,6 +78,8 @@ class WeightedLosses:
                     total = total + term.weight * soft_label_loss(logits, answers, term.temperature)
                 case LabelLossConfig():
                     total = total + term.weight * label_loss(logits, batch.labels, term.smoothing)
+                case _:
+                    raise AssertionError(f"the settings know a loss that training does not: {type(term).__name__}")
         return total
 
 
