@@ -207,6 +207,41 @@ class Profile(Record):
     """In the order in which they ran."""
 
 
+class Int8Effect(Record):
+    """What computing in int8 changes of the answers of the float graph, on the same samples."""
+
+    changed: int
+    """Samples that are answered otherwise."""
+    only_float_correct: int
+    """Samples lost: only the float graph answers them right."""
+    only_int8_correct: int
+    """Samples won."""
+    error_percent: float
+    """Norm of the change of all logits over the norm of the float graph's, each sample's mean taken off; percent."""
+
+
+class LayerSensitivity(Int8Effect):
+    """The same where one node alone computes in int8."""
+
+    name: str
+    """As in the file, and as `quantize.keep_float` takes it."""
+    operator: str
+
+
+class Sensitivity(Record):
+    """What each quantized layer costs on its own: it alone in int8, all others in float."""
+
+    split: Literal["validation"]
+    n: int
+    """Samples that were answered, stratified by class; 0 where nothing could be measured."""
+    together: Int8Effect | None
+    """Of the int8 file on the same samples; None where nothing could be measured."""
+    layers: tuple[LayerSensitivity, ...]
+    """Quantized nodes that hold weights or compute products, in the order of the graph."""
+    notes: tuple[str, ...] = ()
+    """What could not be measured, and why."""
+
+
 class Measurement(Record):
     """What bench measured of one checkpoint; kept beside it as `metrics.json`."""
 
@@ -225,6 +260,8 @@ class Measurement(Record):
     """The ONNX file, in the checkpoint's folder, whose size and latency count."""
     size: Size
     sha256: str
+    sensitivity: Sensitivity | None = None
+    """Of a quantized checkpoint, where it was asked for."""
 
 
 class PairedDifference(Record):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import JsonValue
 
 from compress.bench import latency, profile
 from compress.bench.changed import changed_samples
@@ -127,7 +129,7 @@ class Outcome:
         same_rows = [(row.stage, row.sha256) for row in known.rows] == [
             (one.planned.label, one.measurement.sha256) for one in done
         ]
-        same_settings = known.settings.get("bench") == identity(self.pipeline).get("bench")
+        same_settings = _latency_settings(known.settings) == _latency_settings(identity(self.pipeline))
         same_place = known.machine == here and known.reference == reference.planned.label
         settings = len(config.batch_sizes) * len(config.threads)
         complete = all(len(row.latency) == settings for row in known.rows)
@@ -194,6 +196,12 @@ def _timed_as(rows: Sequence[Row], known: Results) -> tuple[Row, ...]:
         row.model_copy(update={"latency": same.latency, "profile": same.profile})
         for row, same in zip(rows, known.rows, strict=True)
     )
+
+
+def _latency_settings(settings: Mapping[str, JsonValue]) -> JsonValue:
+    """How times are taken: nothing else under `bench` decides them."""
+    bench = settings.get("bench")
+    return bench.get("latency") if isinstance(bench, dict) else None
 
 
 def _folder_of(pipeline: Pipeline) -> Path:

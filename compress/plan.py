@@ -153,11 +153,19 @@ class Keys:
             "data": dict(self._data),
             "seed": self._pipeline.seed,
             "batch_size": self._pipeline.bench.batch_size,  # sums round differently
+            "sensitivity": self._sensitivity(record),
             # How many samples a second it answers is this CPU's; what a stage makes is not.
             "machine": {**self._place, "cpu": machine.cpu_model()},
             "versions": dict(versions(_BENCH_MODULE)),
             "code": code_digest(_BENCH_MODULE),
         }
+
+    def _sensitivity(self, record: Manifest) -> JsonValue:
+        """What `measure` is to find out of a checkpoint's int8 layers; None where it has none, or nobody asks."""
+        config = self._pipeline.bench.sensitivity
+        if config is None or record.form != "int8":
+            return None
+        return {**identity(config), "seed": derive_seed(self._pipeline.seed, "sensitivity")}
 
 
 class Cache:

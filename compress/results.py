@@ -20,6 +20,7 @@ from compress.measured import (
     Profile,
     Record,
     Repeat,
+    Sensitivity,
     Size,
     SplitAccuracy,
     SplitQuality,
@@ -67,6 +68,8 @@ class Row(Record):
     training: tuple[Epoch, ...] = ()
     latency: tuple[Latency, ...] = ()
     profile: Profile | None = None
+    sensitivity: Sensitivity | None = None
+    """What each layer costs in int8 alone; of a quantized row and the one that exports it, where it was asked for."""
     checkpoint: str
     """Folder of the checkpoint, relative to the run's."""
     digest: str

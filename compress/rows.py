@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from compress.bench.accuracy import compare
 from compress.checkpoint import Checkpoint
 from compress.data.base import Dataset, Split
-from compress.measured import Measurement, PairedDifference
+from compress.measured import Measurement, PairedDifference, Sensitivity
 from compress.packed import unpack_answers
 from compress.plan import Planned
 from compress.results import Comparison, Epoch, Row
@@ -32,13 +32,25 @@ def rows_of(done: Sequence[Done], reference: Done, data: Dataset) -> Iterator[Ro
         data: what they were measured on.
     """
     is_compared = False
+    parent: Done | None = None
     for one in done:
-        yield _row(one, _comparison(reference.measurement, one.measurement, data) if is_compared else None)
+        comparison = _comparison(reference.measurement, one.measurement, data) if is_compared else None
+        yield _row(one, comparison, _sensitivity(one, parent))
         is_compared = is_compared or one is reference
+        parent = one
 
 
-def _row(done: Done, comparison: Comparison | None) -> Row:
+def _sensitivity(done: Done, parent: Done | None) -> Sensitivity | None:
+    """What was measured of the checkpoint, or of the one that it exports: the graph in its int8 file is the same."""
+    if done.checkpoint.form == "exported" and parent is not None:
+        return parent.measurement.sensitivity
+    return done.measurement.sensitivity
+
+
+def _row(done: Done, comparison: Comparison | None, sensitivity: Sensitivity | None) -> Row:
     measured, entry = done.measurement, done.checkpoint.history[-1]
+    # Not those of the parent: they stand at its row.
+    unknown = () if measured.sensitivity is None else measured.sensitivity.notes
     return Row(
         stage=done.planned.label,
         accuracy=measured.accuracy,
@@ -50,10 +62,11 @@ def _row(done: Done, comparison: Comparison | None) -> Row:
         sha256=measured.sha256,
         seconds=entry.seconds,
         training=tuple(_epoch(told) for told in entry.training),
+        sensitivity=sensitivity,
         checkpoint=done.checkpoint.path.name,
         digest=done.checkpoint.digest,
         precision=measured.precision,
-        notes=entry.notes,
+        notes=(*entry.notes, *unknown),
         warnings=entry.warnings,
     )
 

@@ -58,6 +58,14 @@ def example_hostile():
                     )
                 }
             ),
+            "sensitivity": last.sensitivity.model_copy(
+                update={
+                    "layers": tuple(
+                        layer.model_copy(update={"name": HOSTILE, "operator": HOSTILE})
+                        for layer in last.sensitivity.layers
+                    )
+                }
+            ),
             "profile": last.profile.model_copy(
                 update={
                     "nodes": tuple(

@@ -12,14 +12,17 @@ from PIL import Image, ImageDraw
 from compress.measured import (
     Accuracy,
     ClassScore,
+    Int8Effect,
     Latency,
     Layer,
+    LayerSensitivity,
     OperatorTime,
     PairedDifference,
     Profile,
     Quality,
     Ratio,
     Repeat,
+    Sensitivity,
     Size,
     SplitAccuracy,
     SplitQuality,
@@ -115,6 +118,7 @@ def example_results(
                 precision=precision,
                 seconds=seconds,
                 training=example_training(12, 0.02) if stage in _TRAINED else (),
+                sensitivity=example_sensitivity(example_size(size_bytes)) if stage in _INT8 else None,
                 checkpoint=f"{position:02d}-{stage}-0123abcd",
                 **(timed if is_timed else {}),
             )
@@ -379,6 +383,24 @@ def example_profile(call_ms, precision="fp32"):
             for name, operator, kind, share in shares
         ),
     )
+
+
+def example_sensitivity(size, n=256):
+    """What the layers of a file lose in int8, the first one most; only that changes answers."""
+    errors = [2.5 / (1 + index) for index in range(len(size.layers))]
+    layers = [
+        LayerSensitivity(
+            name=layer.name,
+            operator=layer.operator,
+            changed=7 if index == 0 else 0,
+            only_float_correct=5 if index == 0 else 0,
+            only_int8_correct=1 if index == 0 else 0,
+            error_percent=error,
+        )
+        for index, (layer, error) in enumerate(zip(size.layers, errors, strict=True))
+    ]
+    together = Int8Effect(changed=9, only_float_correct=6, only_int8_correct=2, error_percent=3.21)
+    return Sensitivity(split="validation", n=n, together=together, layers=tuple(layers))
 
 
 def example_training(epochs=12, floor=0.02):

@@ -250,7 +250,7 @@ def test_keys_cover_code_versions_data_and_machine(project):
         assert "torch" in key["versions"]
         assert (key["machine"] is None) == (label == "source")
     key = Keys(project()).measurement(record({}, "train"))
-    assert {"checkpoint", "data", "seed", "batch_size", "machine", "versions", "code"} == set(key)
+    assert {"checkpoint", "data", "seed", "batch_size", "sensitivity", "machine", "versions", "code"} == set(key)
 
 
 def test_measurements_are_one_cpus_checkpoints_are_not(project, monkeypatch):

@@ -123,7 +123,8 @@ def test_both_forms_hold_every_word_of_the_summary(case):
     words = [summary.head.name, *(value for fact in facts for value in fact), summary.answers.sentence]
     words += [summary.head.subject, summary.head.trust, summary.head.caution, *summary.stages.table.columns]
     tables = [summary.stages.table, summary.stages.latency, summary.stages.start, summary.stages.repeats]
-    tables += [summary.answers.overall, *(table for _, table in summary.layers.operators)]
+    tables += [summary.answers.overall, summary.layers.sensitivities, *(table for _, table in summary.layers.operators)]
+    words.append(summary.layers.advice)
     words += [word for table in tables if table for word in words_of(table)]
     words += [word for checkpoint in summary.reproduce.checkpoints for word in checkpoint]
     for file in summary.files:
@@ -146,6 +147,7 @@ def test_page_holds_what_markdown_leaves_out(case):
     shown = "\0".join(Page(page).words)
     tables = [summary.answers.classes, summary.answers.all_classes, summary.answers.confusions]
     tables += [summary.layers.sizes, summary.layers.all_sizes, summary.layers.fallback]
+    tables.append(summary.layers.all_sensitivities)
     words = {word for table in tables if table for word in words_of(table)}
     words |= {word for big in summary.head.bigs for word in (big.figure, big.word, *big.details)}
     words |= (
@@ -208,7 +210,7 @@ def test_hostile_text_is_text():
     assert not re.search(r"(?<!\\)`", prose)
     assert not re.search(r"(?m)^# head", prose)
     tables = re.findall(r"(?m)(?:^\|.*\|$\n?)+", prose)
-    assert len(tables) == 9
+    assert len(tables) == 10
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 

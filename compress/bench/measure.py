@@ -16,6 +16,7 @@ from compress.bench.accuracy import (
     evaluate_in_torch,
     quality,
 )
+from compress.bench.sensitivity import Asked, measure_sensitivity
 from compress.bench.size import measure_size, precision_of
 from compress.checkpoint import Checkpoint
 from compress.data.base import Dataset, Split
@@ -51,7 +52,8 @@ def measure(checkpoint: Checkpoint, key: dict[str, JsonValue], bench: Bench) -> 
 
     Args:
         checkpoint: what to measure.
-        key: all that could change the result.
+        key: all that could change the result. What stands there under `sensitivity`, `Asked` as JSON or None, decides
+            whether each int8 layer is tried alone, so that no key can forget it.
         bench: data and device.
 
     Raises:
@@ -73,6 +75,20 @@ def measure(checkpoint: Checkpoint, key: dict[str, JsonValue], bench: Bench) -> 
         return evaluate_in_onnx(deployed, split, len(data.classes), bench.batch_size, bench.threads, bench.progress)
 
     validation, test = evaluate(data.validation), evaluate(data.test)
+    size = measure_size(file)
+    asked = key.get("sensitivity")
+    sensitivity = None
+    if asked is not None:
+        sensitivity = measure_sensitivity(
+            checkpoint,
+            model,
+            size.layers,
+            data.for_decisions(),
+            Asked.model_validate(asked),
+            threads=bench.threads,
+            batch_size=bench.batch_size,
+            progress=bench.progress,
+        )
     found = {"validation": validation.answers, "test": test.answers}
     measurement = Measurement(
         key=key,
@@ -90,8 +106,9 @@ def measure(checkpoint: Checkpoint, key: dict[str, JsonValue], bench: Bench) -> 
         parameters=parameters(model),
         macs=macs(model, tuple(each.zeros(1) for each in data.inputs)),
         model=file.name,
-        size=measure_size(file),
+        size=size,
         sha256=sha256_of(file),
+        sensitivity=sensitivity,
     )
     write_file(checkpoint.path / METRICS, readable_json(measurement.model_dump(mode="json")))
     return measurement

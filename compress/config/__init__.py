@@ -14,7 +14,7 @@ from compress.config.data import (
     Validation,
 )
 from compress.config.load import load_pipeline
-from compress.config.pipeline import BenchConfig, BudgetConfig, LatencyConfig, Pipeline
+from compress.config.pipeline import BenchConfig, BudgetConfig, LatencyConfig, Pipeline, SensitivityConfig
 from compress.config.stages import (
     STAGE_CONFIGS,
     CalibrationConfig,
@@ -61,6 +61,7 @@ __all__ = [
     "PythonConfig",
     "QuantizeConfig",
     "RecoveryConfig",
+    "SensitivityConfig",
     "StageConfig",
     "StageEntry",
     "StudentConfig",

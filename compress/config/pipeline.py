@@ -35,11 +35,27 @@ class LatencyConfig(Config):
     )
 
 
+class SensitivityConfig(Config):
+    """How much each layer costs in int8 on its own: it alone quantized, all others in float."""
+
+    samples: int = Field(
+        default=256,
+        ge=1,
+        le=10_000,
+        description="Validation samples, stratified by class, that are answered once per quantized layer; they are held in "
+        "memory.",
+    )
+
+
 class BenchConfig(Config):
     """What is measured."""
 
     batch_size: int = Field(default=256, ge=1, description="Samples per call while measuring accuracy.")
     latency: LatencyConfig | None = Field(default=LatencyConfig(), description="null measures no latency.")
+    sensitivity: SensitivityConfig | None = Field(
+        default=SensitivityConfig(),
+        description="null does not measure what each layer costs in int8; without `quantize` there is nothing to measure.",
+    )
 
 
 class BudgetConfig(Config):

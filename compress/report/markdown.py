@@ -21,6 +21,7 @@ def render_markdown(summary: Summary) -> str:
         _stages(summary),
         _quality(summary),
         _nodes(summary),
+        _sensitivities(summary),
         _artifact(summary),
         _facts("Warnings", summary.warnings),
         _facts("Notes", summary.notes),
@@ -101,6 +102,16 @@ def _nodes(summary: Summary) -> Iterable[str]:
     yield "## Time by operator"
     yield "\n".join(f"- **{escape(bar.label)}:** {escape(words(bar))}" for bar in summary.layers.bars)
     yield from _folded("Operators", *(table(operators) for _, operators in summary.layers.operators))
+
+
+def _sensitivities(summary: Summary) -> Iterable[str]:
+    found = summary.layers.sensitivities
+    if found is None:
+        return
+    yield "## Sensitivity to int8"
+    yield f"{escape(found.caption)} {escape(found.rest)}"
+    yield escape(summary.layers.advice)
+    yield from _folded("Layers that lose most", table(found))
 
 
 def _artifact(summary: Summary) -> Iterable[str]:

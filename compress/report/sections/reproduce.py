@@ -89,6 +89,14 @@ DEFINITIONS: Facts = (
             "exceeds the latency. Nodes that convert quantize, dequantize or reorder."
         ),
     ),
+    (
+        "Sensitivity to int8",
+        (
+            "A layer alone in int8, with the weights and scales of the int8 file, all others in float. Relative error: the norm "
+            "of the change of all logits over the norm of the float graph's, each sample's mean taken off. It tells layers "
+            "apart that change no answer; its share is that of the squared errors, as errors that are independent add up."
+        ),
+    ),
     ("MACs", "Multiply-accumulate operations of one sample's forward pass: convolutions and matrix products."),
     ("Reference", "The row that the others are compared with: the model before compression."),
 )
