@@ -216,7 +216,7 @@ class Vectors:
     def batches(self, batch_size, **_):
         for start in range(0, len(self), batch_size):
             rows = slice(start, start + batch_size)
-            yield Batch((torch.from_numpy(self.inputs[rows]),), self.labels[rows])
+            yield Batch((torch.from_numpy(self.inputs[rows]),), self.labels[rows], torch.arange(len(self.labels))[rows])
 
     def model(self, path, batch="batch", width=4):
         """A file that multiplies by the weights."""

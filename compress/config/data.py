@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from compress.config.base import Config, OpenFraction
+from compress.config.base import Config, Fraction, OpenFraction
 
 Channels = Annotated[Literal[1, 3], Field(description="Channels of the model's input: 1 is grey, 3 is RGB.")]
 ImageSize = Annotated[int, Field(ge=1, le=4096, description="Height and width of the model's input, pixels.")]
@@ -77,10 +77,19 @@ class DataConfig(Config):
     """What all kinds of data share."""
 
     normalize: Normalize | None = Field(
-        default=None, description="Mean and standard deviation; measured on the training split when left out."
+        default=None,
+        description="Mean and standard deviation; measured on the training samples that are used when left out.",
     )
     augment: Augment = Augment()
     validation: Validation = Validation()
+    fraction: Fraction = Field(
+        default=1.0,
+        description="Part of each class of the training split that is used, at least one sample, drawn by the seed. "
+        "Validation and test stay as they are; a larger fraction holds the samples of a smaller one.",
+    )
+    per_class: int | None = Field(
+        default=None, ge=1, description="Training samples used of each class, instead of a fraction."
+    )
 
     brings_validation: ClassVar[bool] = True
 
@@ -90,6 +99,12 @@ class DataConfig(Config):
             raise ValueError(
                 "validation: there is none to be given with this kind of data; use from: train or from: test"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Self:
+        if self.per_class is not None and self.fraction < 1.0:
+            raise ValueError(f"per_class: there is a fraction ({self.fraction}), too; leave one of them out")
         return self
 
 

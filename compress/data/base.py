@@ -19,11 +19,16 @@ class Batch(NamedTuple):
 
     inputs: Inputs
     labels: Tensor
+    indices: Tensor
+    """int64, shape (n,), on the CPU: positions in the split that the samples come from."""
+    view: int | None = None
+    """Which of the augmented versions these are, where the epochs take them in turn: 0 where there is but one, None where
+    they are drawn anew."""
 
     def to(self, device: str | torch.device) -> Batch:
-        """The same on a device."""
+        """Inputs and labels on a device."""
         inputs = tuple(tensor.to(device, non_blocking=True) for tensor in self.inputs)
-        return Batch(inputs, self.labels.to(device, non_blocking=True))
+        return self._replace(inputs=inputs, labels=self.labels.to(device, non_blocking=True))
 
     def arrays(self) -> tuple[npt.NDArray[Any], ...]:
         """The inputs as ONNX Runtime takes them; the batch is on the CPU."""
@@ -43,9 +48,25 @@ class Input:
     std: tuple[float, ...] = ()
     """Per channel, for images scaled to [0, 1]; both empty where the input is not normalised."""
 
+    @property
+    def is_image(self) -> bool:
+        """Whether it holds images: these, and nothing else, are normalised."""
+        return bool(self.mean)
+
     def zeros(self, n: int) -> Tensor:
         """A batch of `n` samples of zeros: where only shapes and types matter."""
         return torch.zeros(n, *self.shape, dtype=torch.int64 if self.dtype == "int64" else torch.float32)
+
+
+class Shard(NamedTuple):
+    """Process `rank` (from 0) of `world`."""
+
+    rank: int
+    world: int
+
+
+WHOLE = Shard(0, 1)
+"""One process alone."""
 
 
 class Split(Protocol):
@@ -58,11 +79,25 @@ class Split(Protocol):
     def __len__(self) -> int:
         """Number of samples."""
 
-    def batches(self, batch_size: int, *, seed: int | None = None, drop_last: bool = False) -> Iterator[Batch]:
+    @property
+    def repeats(self) -> bool:
+        """Whether the same seed, or view, gives the same inputs each time: not where the user's own code draws."""
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        drop_last: bool = False,
+        view: int | None = None,
+        shard: Shard = WHOLE,
+    ) -> Iterator[Batch]:
         """Batches of at most `batch_size` samples, on the CPU.
 
         Without a seed: in order, not augmented. With one: shuffled and (the train split only) augmented, the same
-        for the same seed whatever was drawn before.
+        for the same seed whatever was drawn before. With a view, its number alone decides how each sample is augmented,
+        and the seed only the order. Of a shard, each batch is that process's equal part of the batch of all processes,
+        what does not divide going to the first ones; augmentation does not depend on it.
         """
 
     def take(self, indices: Sequence[int]) -> Split:

@@ -12,17 +12,18 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from compress.config.data import ONLY_INPUT, Augment, ImageFolderConfig
-from compress.data.base import Batch, Input
+from compress.data.base import WHOLE, Batch, Input, Shard
 from compress.data.files import IMAGE_EXTENSIONS, class_folders, image_files, split_folders
 from compress.data.images import Pixels, centre, open_image, pixels, random_crop
 from compress.data.normalise import normalise
+from compress.data.order import grouped, shuffled, view_seed
 from compress.data.splits import Indices, Part
 from compress.errors import DataError, first_line
 from compress.machine import cores
 
 
 @dataclass(frozen=True)
-class View:
+class Cut:
     """How files become inputs: `size`×`size` pixels of `channels`, cut from images whose shorter side is `resize`."""
 
     size: int
@@ -38,23 +39,23 @@ class FolderSource:
     classes: tuple[str, ...]
     labels: Mapping[str, Indices]
     paths: Mapping[str, Sequence[Path]]
-    view: View
+    cut: Cut
 
     @property
     def inputs(self) -> tuple[Input, ...]:
         """The image, not yet normalised."""
-        return (Input(ONLY_INPUT, (self.view.channels, self.view.size, self.view.size)),)
+        return (Input(ONLY_INPUT, (self.cut.channels, self.cut.size, self.cut.size)),)
 
     @property
     def images(self) -> frozenset[str]:
         """Names of the inputs that are images in [0, 1]."""
         return frozenset({ONLY_INPUT})
 
-    def split(self, name: str, part: Part, inputs: Sequence[Input], augment: Augment) -> FolderSplit:
-        """One split, normalised as its input says."""
+    def split(self, name: str, part: Part, inputs: Sequence[Input], augment: Augment, seed: int) -> FolderSplit:
+        """One split, normalised as its input says; the seed draws its augmented views."""
         (image,) = inputs
         paths = [self.paths[part.origin][i] for i in part.indices]
-        return FolderSplit(name, paths, self.labels[part.origin][part.indices], self.view, image, augment)
+        return FolderSplit(name, paths, self.labels[part.origin][part.indices], self.cut, image, augment, seed)
 
 
 def read_folders(config: ImageFolderConfig) -> FolderSource:
@@ -85,73 +86,84 @@ def read_folders(config: ImageFolderConfig) -> FolderSource:
             )
         paths[split] = [path for files in found for path in files]
         labels[split] = np.repeat(np.arange(len(classes)), [len(files) for files in found])
-    return FolderSource(classes, labels, paths, View(config.image_size, resize, config.channels, config.workers))
+    return FolderSource(classes, labels, paths, Cut(config.image_size, resize, config.channels, config.workers))
 
 
 class FolderSplit:
     """Image files with labels; a `compress.data.base.Split`."""
+
+    repeats = True
 
     def __init__(
         self,
         name: str,
         paths: Sequence[Path],
         labels: Indices,
-        view: View,
+        cut: Cut,
         image: Input,
         augment: Augment,
+        seed: int,
     ) -> None:
         self.name = name
         self.labels = torch.from_numpy(labels)
-        self._paths, self._view, self._image, self._augment = paths, view, image, augment
+        self._paths, self._cut, self._image, self._augment, self._seed = paths, cut, image, augment, seed
 
     def __len__(self) -> int:
         """Number of samples."""
         return len(self._paths)
 
-    def batches(self, batch_size: int, *, seed: int | None = None, drop_last: bool = False) -> Iterator[Batch]:
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        drop_last: bool = False,
+        view: int | None = None,
+        shard: Shard = WHOLE,
+    ) -> Iterator[Batch]:
         """See `compress.data.base.Split`.
 
         Every image is drawn from its own stream of (seed, position), so that neither the batch size nor the number of
         workers changes it. With `augment.crop` 0 the crop stays central; any crop above 0 turns on the random resized
         crop, whatever its number of pixels.
         """
-        assert batch_size >= 1
-        order = torch.arange(len(self))
-        if seed is not None:
-            order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        end = len(order) - len(order) % batch_size if drop_last else len(order)
-        groups = [order[start : min(start + batch_size, end)] for start in range(0, end, batch_size)]
-        decoder = _Decoder(self._paths, self._view, self._augment, seed)
-        for group, images in zip(groups, _decoded(decoder, groups, self._view.workers), strict=True):
+        order, _ = shuffled(len(self), seed)
+        groups = grouped(order, batch_size, drop_last=drop_last, shard=shard)
+        drawn_from = seed if view is None else view_seed(self._seed, view)
+        decoder = _Decoder(self._paths, self._cut, self._augment, drawn_from)
+        decoded = _decoded(decoder, [group for group in groups if len(group)], self._cut.workers)
+        for group in groups:
+            images = next(decoded) if len(group) else np.empty((0, *self._image.shape), dtype=np.uint8)
             inputs = torch.from_numpy(images).to(torch.float32).div_(255)
             if self._image.mean:
                 inputs = normalise(inputs, self._image.mean, self._image.std)
-            yield Batch((inputs,), self.labels[group])
+            yield Batch((inputs,), self.labels[group], group, 0 if self._augment == Augment() else view)
 
     def take(self, indices: Sequence[int]) -> FolderSplit:
         """The samples at `indices`, in that order, never augmented."""
         chosen = np.asarray(indices, dtype=np.int64)
         paths = [self._paths[i] for i in chosen]
-        return FolderSplit(self.name, paths, self.labels.numpy()[chosen], self._view, self._image, Augment())
+        labels = self.labels.numpy()[chosen]
+        return FolderSplit(self.name, paths, labels, self._cut, self._image, Augment(), self._seed)
 
 
 class _Decoder(Dataset[Pixels | DataError]):
     """Decodes and crops the image at a position; runs in the workers."""
 
-    def __init__(self, paths: Sequence[Path], view: View, augment: Augment, seed: int | None) -> None:
-        self._paths, self._view, self._augment, self._seed = paths, view, augment, seed
+    def __init__(self, paths: Sequence[Path], cut: Cut, augment: Augment, seed: int | None) -> None:
+        self._paths, self._cut, self._augment, self._seed = paths, cut, augment, seed
 
     def __getitem__(self, index: int) -> Pixels | DataError:
-        view = self._view
+        cut = self._cut
         try:
-            image = open_image(self._paths[index], view.channels)
+            image = open_image(self._paths[index], cut.channels)
         except DataError as error:
             return error  # a worker that raises would put its traceback into the message
         rng = None if self._seed is None else np.random.default_rng([self._seed, index])
         if rng is not None and self._augment.crop > 0:
-            image = random_crop(image, view.size, rng)
+            image = random_crop(image, cut.size, rng)
         else:
-            image = centre(image, view.resize, view.size)
+            image = centre(image, cut.resize, cut.size)
         found = pixels(image)
         mirror = rng is not None and self._augment.flip and rng.random() < 0.5
         return np.ascontiguousarray(found[:, :, ::-1]) if mirror else found

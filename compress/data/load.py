@@ -21,7 +21,7 @@ from compress.config.data import (
 from compress.data.base import Dataset, Input, Split
 from compress.data.fingerprint import missing
 from compress.data.normalise import measure
-from compress.data.splits import Indices, Part, divide, stratified_sample
+from compress.data.splits import Indices, Part, divide, stratified_sample, used
 from compress.errors import DataError, listed
 
 _MEASURED_FILES = 1000
@@ -47,16 +47,20 @@ class Source(Protocol):
     def images(self) -> frozenset[str]:
         """Names of the inputs that are images (c, h, w) in [0, 1], to be normalised and augmented."""
 
-    def split(self, name: str, part: Part, inputs: Sequence[Input], augment: Augment) -> Split:
-        """One split with these of the inputs, normalised as they say."""
+    def split(self, name: str, part: Part, inputs: Sequence[Input], augment: Augment, seed: int) -> Split:
+        """One split with these of the inputs, normalised as they say; the seed draws its augmented views."""
 
 
 def load_data(config: AnyDataConfig, seed: int) -> Dataset:
     """Read the data, split it, and measure its mean and standard deviation where they are not given.
 
+    Where only a part of the training split is used, they are measured on that part: whoever has few samples has no others
+    to measure on.
+
     Args:
         config: settings of any kind of data; relative paths are relative to the working directory.
-        seed: seeds which samples go to which split, from 0; the same seed gives the same splits.
+        seed: seeds which samples go to which split and how they are augmented in a view, from 0; the same seed gives the
+            same splits and views.
 
     Raises:
         DataError: anything about the data that does not fit; names the key, and the file or the first bad index.
@@ -68,14 +72,15 @@ def load_data(config: AnyDataConfig, seed: int) -> Dataset:
     _check_settings(config, source)
 
     parts = divide(source.labels, config.validation, config.test_size, seed, source.classes)
+    parts["train"] = used(parts["train"], source.labels[parts["train"].origin], config, seed, source.classes)
     _check_classes(source, parts)
     inputs = tuple(_normalised(each, config, source, parts["train"], seed) for each in source.inputs)
     return Dataset(
         classes=source.classes,
         inputs=inputs,
-        train=source.split("train", parts["train"], inputs, config.augment),
-        validation=source.split("validation", parts["validation"], inputs, Augment()),
-        test=source.split("test", parts["test"], inputs, Augment()),
+        train=source.split("train", parts["train"], inputs, config.augment, seed),
+        validation=source.split("validation", parts["validation"], inputs, Augment(), seed),
+        test=source.split("test", parts["test"], inputs, Augment(), seed),
     )
 
 
@@ -142,7 +147,7 @@ def _normalised(each: Input, config: AnyDataConfig, source: Source, train: Part,
         return each
     if config.normalize is not None:
         return replace(each, mean=config.normalize.mean, std=config.normalize.std)
-    split = source.split("train", train, (each,), Augment())
+    split = source.split("train", train, (each,), Augment(), seed)
     if isinstance(config, ImageFolderConfig):
         split = split.take(stratified_sample(split.labels.numpy(), _MEASURED_FILES, seed))
     batch_size = max(1, _MEASURED_VALUES // math.prod(each.shape))

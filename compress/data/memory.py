@@ -13,8 +13,9 @@ from torch import Tensor
 
 from compress.config.data import Augment
 from compress.data.augment import Moves, draw_moves, move
-from compress.data.base import Batch, Input
+from compress.data.base import WHOLE, Batch, Input, Shard
 from compress.data.normalise import normalise
+from compress.data.order import grouped, shuffled, view_seed
 from compress.data.splits import Indices, Part
 
 Decode = Callable[[npt.NDArray[Any]], Tensor]
@@ -50,6 +51,8 @@ class MemorySource:
     """Per set, int64, shape (n,)."""
     rows: Mapping[str, tuple[Rows, ...]]
     """Per set, its inputs; the same ones in every set."""
+    drawn: frozenset[str] = frozenset()
+    """Sets whose samples the user's own code makes, one by one: it may make others the next time."""
 
     @property
     def inputs(self) -> tuple[Input, ...]:
@@ -61,48 +64,65 @@ class MemorySource:
         """Names of the inputs that are images in [0, 1]."""
         return frozenset(rows.input.name for rows in self.rows["train"] if rows.is_image)
 
-    def split(self, name: str, part: Part, inputs: Sequence[Input], augment: Augment) -> MemorySplit:
-        """One split with these of the inputs, normalised as they say."""
+    def split(self, name: str, part: Part, inputs: Sequence[Input], augment: Augment, seed: int) -> MemorySplit:
+        """One split with these of the inputs, normalised as they say; the seed draws its augmented views."""
         stored = {rows.input.name: rows for rows in self.rows[part.origin]}
         rows = tuple(replace(stored[given.name], input=given) for given in inputs)
-        return MemorySplit(name, rows, self.labels[part.origin], part.indices, augment)
+        repeats = part.origin not in self.drawn
+        return MemorySplit(name, rows, self.labels[part.origin], part.indices, augment, seed, repeats=repeats)
 
 
 class MemorySplit:
     """Samples `indices` of arrays; a `compress.data.base.Split`."""
 
-    def __init__(self, name: str, rows: tuple[Rows, ...], labels: Indices, indices: Indices, augment: Augment) -> None:
-        self.name = name
+    def __init__(
+        self,
+        name: str,
+        rows: tuple[Rows, ...],
+        labels: Indices,
+        indices: Indices,
+        augment: Augment,
+        seed: int,
+        *,
+        repeats: bool,
+    ) -> None:
+        self.name, self.repeats = name, repeats
         self.labels = torch.from_numpy(labels[indices])
         self._rows, self._all_labels, self._indices, self._augment = rows, labels, indices, augment
+        self._seed = seed
 
     def __len__(self) -> int:
         """Number of samples."""
         return len(self._indices)
 
-    def batches(self, batch_size: int, *, seed: int | None = None, drop_last: bool = False) -> Iterator[Batch]:
-        """See `compress.data.base.Split`; a sample is augmented the same for a seed whatever the batch size.
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        drop_last: bool = False,
+        view: int | None = None,
+        shard: Shard = WHOLE,
+    ) -> Iterator[Batch]:
+        """See `compress.data.base.Split`; a sample is augmented the same for a seed or view whatever the batch size.
 
         All images of a sample are moved alike, so that what lies at the same place in two of them still does.
         """
-        assert batch_size >= 1
-        order, moves = torch.arange(len(self)), None
-        if seed is not None:
-            generator = torch.Generator().manual_seed(seed)
-            order = torch.randperm(len(self), generator=generator)
-            if self._augment != Augment():
-                moves = draw_moves(len(self), self._augment, generator)
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            if drop_last and len(chosen) < batch_size:
-                return
+        order, generator = shuffled(len(self), seed)
+        is_moved = self._augment != Augment()
+        if view is not None:
+            generator.manual_seed(view_seed(self._seed, view))
+        drawn = is_moved and (view is not None or seed is not None)
+        moves = draw_moves(len(self), self._augment, generator) if drawn else None
+        for chosen in grouped(order, batch_size, drop_last=drop_last, shard=shard):
             indices, of_these = self._indices[chosen.numpy()], moves.of(chosen) if moves is not None else None
-            yield Batch(tuple(rows.tensor(indices, of_these) for rows in self._rows), self.labels[chosen])
+            inputs = tuple(rows.tensor(indices, of_these) for rows in self._rows)
+            yield Batch(inputs, self.labels[chosen], chosen, view if is_moved else 0)
 
     def take(self, indices: Sequence[int]) -> MemorySplit:
         """The samples at `indices`, in that order, never augmented."""
         chosen = self._indices[np.asarray(indices, dtype=np.int64)]
-        return MemorySplit(self.name, self._rows, self._all_labels, chosen, Augment())
+        return MemorySplit(self.name, self._rows, self._all_labels, chosen, Augment(), self._seed, repeats=self.repeats)
 
 
 def decode_nhwc(rows: npt.NDArray[Any]) -> Tensor:

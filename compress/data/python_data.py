@@ -8,6 +8,7 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ def read_python(config: PythonConfig) -> MemorySource:
     ):
         raise DataError(f"{who} returned classes that are not a sequence of names")
     remedy = _REMEDY if len(names) == 1 else f"{_REMEDY}, or a mapping with one for each input"
-    return from_arrays(sets, layouts, tuple(classes) if classes else None, remedy)
+    source = from_arrays(sets, layouts, tuple(classes) if classes else None, remedy)
+    return replace(source, drawn=frozenset(split for split in sets if not _is_pair(returned[split])))
 
 
 def _layouts(given: Any, names: Sequence[str], who: str) -> dict[str, str]:
@@ -121,7 +123,7 @@ def _place(error: Exception) -> str:
 def _samples(config: PythonConfig, value: Any, split: str) -> Samples:
     who = f"data.callable: {config.callable} returned '{split}'"
     labels = f"{split} labels"
-    if isinstance(value, tuple | list) and len(value) == 2:
+    if _is_pair(value):
         arrays = _inputs(value[0], f"{who}: inputs")
         return Samples(_called(arrays, split), Named(labels, _array(value[1], f"{who}: labels")))
     if isinstance(value, tuple | list | np.ndarray | torch.Tensor) or not hasattr(value, "__getitem__"):
@@ -130,6 +132,11 @@ def _samples(config: PythonConfig, value: Any, split: str) -> Samples:
         raise DataError(f"{who} as a dataset without a length; it must be map-style")
     arrays, numbers = _read_dataset(config, value, who)
     return Samples(_called(arrays, split), Named(labels, numbers))
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether it is a pair of arrays, not a dataset that makes each sample when it is asked for it."""
+    return isinstance(value, tuple | list) and len(value) == 2
 
 
 def _called(arrays: Mapping[str, Array], split: str) -> dict[str, Named]:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from compress.config.data import Validation
+from compress.config.data import DataConfig, Validation
 from compress.errors import DataError
 
 Indices = npt.NDArray[np.int64]
 
 # Each purpose draws from its own stream, so that one seed does not pick the same samples for two of them.
-_TEST, _VALIDATION, _SAMPLE = 1, 2, 3
+_TEST, _VALIDATION, _SAMPLE, _USED = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,43 @@ def _split_off(
     chosen = _draw(own, count, seed, spare=1)
     parts[new] = Part(origin, indices[chosen])
     parts[old] = Part(origin, np.delete(indices, chosen))
+
+
+def used(part: Part, labels: Indices, config: DataConfig, seed: int, classes: Sequence[str]) -> Part:
+    """The samples of a training split that `fraction` or `per_class` leave.
+
+    Every class is drawn from its own stream, in an order that does not depend on how many are asked for: what is drawn
+    for a smaller amount is part of what is drawn for a larger one.
+
+    Args:
+        part: the training split, after validation and test were split off.
+        labels: labels (n,) of the set that the part comes from.
+        config: `fraction` of each class, rounded, at least one sample; or `per_class` samples of each.
+        seed: same seed, same samples.
+        classes: names of the classes, for messages.
+
+    Raises:
+        DataError: fewer samples of a class than `per_class`; names the class.
+    """
+    if config.per_class is None and config.fraction >= 1.0:
+        return part
+    own = labels[part.indices]
+    present, counts = np.unique(own, return_counts=True)
+    if config.per_class is None:
+        wanted = np.maximum(1, np.rint(config.fraction * counts)).astype(np.int64)
+    else:
+        wanted = np.full(len(present), config.per_class)
+        least = int(np.argmin(counts))
+        if counts[least] < config.per_class:
+            raise DataError(
+                f"data.per_class: class '{classes[present[least]]}' has {counts[least]:,} samples in the training split, "
+                f"fewer than {config.per_class:,}"
+            )
+    drawn = [
+        np.random.default_rng([seed, _USED, int(label)]).permutation(np.flatnonzero(own == label))[:some]
+        for label, some in zip(present, wanted, strict=True)
+    ]
+    return Part(part.origin, part.indices[np.sort(np.concatenate(drawn))])
 
 
 def stratified_sample(labels: npt.ArrayLike, n: int, seed: int) -> list[int]:
