@@ -183,7 +183,7 @@ def _judge(models: Sequence[Model], pipeline: Pipeline, progress: Progress) -> M
     judged: dict[str, _Judged] = {}
     first: dict[str, NDArray[np.int64]] | None = None
     for model in models:
-        if model.checkpoint is not None and (other := _other_data(model.checkpoint, data)):
+        if model.checkpoint is not None and (other := other_data(model.checkpoint, data)):
             progress.warn(f"'{model.name}' was made for {other} than this data has: its accuracy here says little")
         try:
             found = {
@@ -207,7 +207,7 @@ def _judge(models: Sequence[Model], pipeline: Pipeline, progress: Progress) -> M
     return judged
 
 
-def _other_data(checkpoint: Checkpoint, data: Dataset) -> str:
+def other_data(checkpoint: Checkpoint, data: Dataset) -> str:
     """What a checkpoint was made for that this data does not have; empty where they fit."""
     if checkpoint.classes != data.classes:
         return "other classes"

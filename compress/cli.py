@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 from rich.table import Table
@@ -14,7 +14,10 @@ from compress import __version__
 from compress.comparison.conditions import FLAGS, QUANTITIES, RELATIONS
 from compress.config.pipeline import LatencyConfig
 from compress.errors import CompressError, ConfigError
+from compress.terminal.arguments import INTERRUPTED, HtmlFile, JsonFile, Overrides, Targets, print_place, write_json
 from compress.terminal.console import literal, make_console
+from compress.terminal.robustness import HELP as _ROBUSTNESS_HELP
+from compress.terminal.robustness import robustness
 from compress.terminal.schemas import Document, json_schema
 
 app = typer.Typer(
@@ -27,27 +30,12 @@ app = typer.Typer(
 )
 
 PipelineFile = Annotated[Path, typer.Argument(metavar="FILE", help="Pipeline file (YAML).", show_default=False)]
-Overrides = Annotated[
-    Optional[list[str]],  # noqa: UP045  # typer reads this annotation at run time
-    typer.Option(
-        "--set",
-        metavar="KEY.PATH=VALUE",
-        help="Lay a setting over the file, such as [bold]stages.prune.target.macs=0.4[/bold]; may be repeated.",
-        show_default=False,
-    ),
-]
 RunsFolder = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of all runs.")]
 Until = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--until", metavar="STAGE", help="Stop after this stage; 'source' runs none.", show_default=False),
 ]
-JsonFile = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--json", metavar="FILE", help="Write everything that was found as JSON.", show_default=False),
-]
-
 BUDGET_MISSED = CONDITION_HOLDS = NOTHING_MEASURED = 1
-INTERRUPTED = 130
 _LATENCY = LatencyConfig()
 _ROUNDS, _SECONDS = (LatencyConfig.model_fields[name].description for name in ("rounds", "seconds"))
 _BATCH_SIZES, _THREADS = (",".join(map(str, numbers)) for numbers in (_LATENCY.batch_sizes, _LATENCY.threads))
@@ -198,15 +186,7 @@ def inspect(
 
 @app.command(help=_BENCH_HELP)
 def bench(
-    targets: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="TARGET...",
-            help="Checkpoint, run, folder of .onnx files such as a run's dist/, or any .onnx file. The first is what the others "
-            "are compared with; of a run that is its reference row.",
-            show_default=False,
-        ),
-    ],
+    targets: Targets,
     device: Annotated[str, typer.Option("--device", metavar="cpu|cuda", help="Where models run.")] = _DEVICE,
     backend: Annotated[
         str,
@@ -258,7 +238,7 @@ def bench(
 ) -> None:
     """Measure models against each other."""
     from compress.bench.latency import BACKENDS, DEVICES
-    from compress.terminal.command_line import bench_command
+    from compress.terminal.command_line import measuring_command
     from compress.terminal.options import chosen, input_shapes, latency_config, one_of, writable
 
     latency = latency_config(batch_size, threads, rounds, seconds)
@@ -284,7 +264,7 @@ def bench(
         "--seconds": (seconds, _LATENCY.seconds),
     }
     flags = {"--trust-code": trust_code, "--no-profile": not profile}
-    command = bench_command(targets, given, shape or (), pipeline, overrides or (), flags)
+    command = measuring_command("bench", targets, given, pipeline, overrides or (), flags, shape or ())
     settings = BenchSettings(latency, place, backends, data, profile, trust_code, shapes, command)
     errors = make_console(stderr=True)
     try:
@@ -295,13 +275,16 @@ def bench(
         errors.print("\nstopped; nothing was kept")
         raise typer.Exit(INTERRUPTED) from None
     # Before anything is shown: a pipe that closes, or a table that fails, must not lose what took minutes.
-    _write_json(json_file, results.model_dump(mode="json"))
+    write_json(json_file, results.model_dump(mode="json"))
     console = make_console()
     console.print(bench_tables(results))
-    _print_place("json", json_file)
+    print_place("json", json_file)
     if not any(target.latency for target in results.targets):
         errors.print("[red]nothing measured:[/red] no model has a latency in any setting; the reasons stand above")
         raise typer.Exit(NOTHING_MEASURED)
+
+
+app.command(help=_ROBUSTNESS_HELP)(robustness)
 
 
 @app.command(help=_COMPARE_HELP)
@@ -315,12 +298,7 @@ def compare(
             show_default=False,
         ),
     ],
-    html: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            "--html", metavar="FILE", help="Write one self-contained page, charts included.", show_default=False
-        ),
-    ] = None,
+    html: HtmlFile = None,
     json_file: JsonFile = None,
     fail_if: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -353,10 +331,10 @@ def compare(
         from compress.report.compare import render_compare
 
         write_file(html, render_compare(compared, verdict if conditions else None).encode())
-    _write_json(json_file, compared.model_dump(mode="json"))
+    write_json(json_file, compared.model_dump(mode="json"))
     make_console().print(compare_tables(compared))
-    _print_place("page", html)
-    _print_place("json", json_file)
+    print_place("page", html)
+    print_place("json", json_file)
     errors = make_console(stderr=True)
     for line in verdict.failed:
         errors.print(f"[red]failed:[/red] {literal(line)}", soft_wrap=True)
@@ -384,21 +362,8 @@ def report(
 def schema(
     of: Annotated[
         Document,
-        typer.Argument(help="Pipeline files, or what runs, `bench` and `compare` write as JSON."),
+        typer.Argument(help="Pipeline files, or what runs, `bench`, `compare` and `robustness` write as JSON."),
     ] = "pipeline",
 ) -> None:
     """Print the JSON schema of pipeline files, for editors, or of results, for programs: every field described."""
     typer.echo(json.dumps(json_schema(of), indent=2))
-
-
-def _write_json(path: Path | None, content: dict[str, Any]) -> None:
-    if path is None:
-        return
-    from compress.files import readable_json, write_file
-
-    write_file(path, readable_json(content))
-
-
-def _print_place(what: str, path: Path | None) -> None:
-    if path is not None:
-        make_console().print(f"{what}: {literal(str(path))}", soft_wrap=True)

@@ -30,7 +30,7 @@ stages:
   - prune:
 budget: {accuracy_drop: 1}
 """
-COMMANDS = ("run", "validate", "inspect", "bench", "compare", "report", "schema")
+COMMANDS = ("run", "validate", "inspect", "bench", "robustness", "compare", "report", "schema")
 
 
 @pytest.fixture(autouse=True)

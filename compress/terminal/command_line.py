@@ -15,29 +15,31 @@ def run_command(file: Path, overrides: Sequence[str], until: str | None) -> str:
     return shlex.join(words)
 
 
-def bench_command(
+def measuring_command(
+    name: str,
     targets: Sequence[Path],
     values: Mapping[str, tuple[object, object]],
-    shapes: Sequence[str],
     pipeline: Path | None,
     overrides: Sequence[str],
     flags: Mapping[str, bool],
+    shapes: Sequence[str] = (),
 ) -> str:
     """The command that repeats a measurement.
 
     Args:
+        name: such as 'bench'.
         targets: what it was given.
         values: by option what it is and what it is where it is left out.
-        shapes: of `--shape`.
         pipeline: of `--pipeline`.
         overrides: of `--set`.
         flags: whether each stands there.
+        shapes: of `--shape`.
     """
     words = [str(word) for option, (value, default) in values.items() if value != default for word in (option, value)]
     words += [word for shape in shapes for word in ("--shape", shape)]
     words += [] if pipeline is None else ["--pipeline", _placeless(pipeline)]
     words += [*_override_words(overrides), *(flag for flag, stands in flags.items() if stands)]
-    return shlex.join(["compress", "bench", *map(_placeless, targets), *words])
+    return shlex.join(["compress", name, *map(_placeless, targets), *words])
 
 
 def _placeless(path: Path) -> str:

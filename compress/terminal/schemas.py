@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import Any, Final, Literal, TypeAlias
 
-Document: TypeAlias = Literal["pipeline", "results", "bench", "compare"]
+Document: TypeAlias = Literal["pipeline", "results", "bench", "compare", "robustness"]
 _CLASSES: Final[dict[Document, tuple[str, str]]] = {
     "pipeline": ("compress.config", "Pipeline"),
     "results": ("compress.results", "Results"),
     "bench": ("compress.results", "BenchResults"),
     "compare": ("compress.comparison.records", "Compared"),
+    "robustness": ("compress.robustness_results", "RobustnessResults"),
 }
 
 
