@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from torch import nn
 from compress import checkpoint as checkpoints
 from compress.bench.measure import Bench, measure
 from compress.checkpoint import Checkpoint, Draft
-from compress.config import DistillConfig, ModelConfig, Pipeline
-from compress.config.located import located
+from compress.config import DistillConfig, ModelConfig, Pipeline, RecoveryConfig, TeacherConfig, TrainConfig
+from compress.config.located import located, within
 from compress.data.load import load_data
 from compress.errors import CheckpointError, CompressError, TrainingError
 from compress.events import Progress, Silent
@@ -32,6 +32,8 @@ from compress.results import Results
 from compress.rows import Done
 from compress.stages import STAGES, source
 from compress.stages.base import Context, check_deterministic, check_forward, check_training_forward
+from compress.training.taught import TeacherModel, check
+from compress.training.trackers import tracked
 
 _OUT_OF_MEMORY = "out of memory in stage '{}': try a smaller batch_size of the stage, or a smaller bench.batch_size"
 _SUSPICIOUS_GAP_POINTS = 2.0
@@ -76,10 +78,7 @@ class _Run:
         self.root = runs / pipeline.name
         self.cache = Cache(self.root)
         self.warnings: list[str] = []
-        self.trusted = frozenset(
-            {pipeline.model.factory}
-            | {s.settings.student.factory for s in pipeline.stages if isinstance(s.settings, DistillConfig)}
-        )
+        self.trusted = frozenset(model.factory for _, model in pipeline.models())
 
     def run(self, until: str | None) -> Results:
         stages = selected(planned_stages(self.pipeline), until)
@@ -178,6 +177,11 @@ class _Run:
         return Done(planned, checkpoint, measurement)
 
     def _run_stage(self, planned: Planned, parent: Done, reference: Done, scratch: Path) -> Draft:
+        names, settings, logs = self.pipeline.trackers, identity(planned.settings), self.root / "trackers"
+        with tracked(names, self.pipeline.name, scratch.name, logs, settings, self.progress) as progress:
+            return self._made(planned, parent, reference, scratch, progress)
+
+    def _made(self, planned: Planned, parent: Done, reference: Done, scratch: Path, progress: Progress) -> Draft:
         context = Context(
             data=self.data.for_decisions(),
             reference=reference.checkpoint,
@@ -185,12 +189,15 @@ class _Run:
             threads=self.keys.threads,
             seed=planned.seed,
             scratch=scratch,
-            progress=self.progress,
+            progress=progress,
             trusted=self.trusted,
+            cache=self.root / "teacher",
+            answers_key=self.keys.answers(),
             # Only export writes it down; no other stage gets to see test accuracy.
             parent_accuracy=parent.measurement.accuracy.model_dump(mode="json") if planned.name == "export" else {},
         )
-        draft = STAGES[planned.name].load()(parent.checkpoint, planned.settings, context)
+        with within(planned.name, planned.settings):
+            draft = STAGES[planned.name].load()(parent.checkpoint, planned.settings, context)
         return replace(draft, notes=tuple(context.notes), warnings=tuple(context.warnings))
 
     def _load(self, folder: Path) -> Checkpoint:
@@ -211,18 +218,41 @@ class _Run:
         check_deterministic(model, inputs, "model")
         if any(planned.name == "train" for planned in stages):
             check_training_forward(model, inputs, "model")
-        for planned in stages:
-            if isinstance(planned.settings, DistillConfig):
-                student = planned.settings.student
-                what = f"stages.{planned.position - 1}.distill.student"
-                made = make_model(Arch(student.factory, student.kwargs), student.weights, planned.seed, at=what)
-                check_forward(made, inputs, classes, what)
-                check_deterministic(made, inputs, what)
-                check_training_forward(made, inputs, what)
+        made = {key: self._checked(key, config) for key, config in self._others(stages)}
+        self._check_trainings(model, made, stages)
         trains = any(planned.name == "train" for planned in stages)
         own_code = Arch(self.pipeline.model.factory).is_code()
         if len(stages) > 1 and not (trains or own_code or self.pipeline.model.weights):
             self._warn("the source model has random weights: give model.weights, or begin with the stage 'train'")
+
+    def _others(self, stages: Sequence[Planned]) -> Iterator[tuple[str, ModelConfig]]:
+        """The models besides the source that these stages need, by key."""
+        needed = tuple(f"stages.{planned.position - 1}." for planned in stages)
+        return ((key, config) for key, config in self.pipeline.models() if key.startswith(needed))
+
+    def _checked(self, key: str, config: ModelConfig) -> nn.Module:
+        """A model that learns or teaches beside the source, found to be usable."""
+        inputs = self.data.example()
+        made = make_model(Arch(config.factory, config.kwargs), config.weights, self.pipeline.seed, at=key)
+        check_forward(made, inputs, len(self.data.classes), key)
+        check_deterministic(made, inputs, key)
+        if not isinstance(config, TeacherConfig):
+            check_training_forward(made, inputs, key)
+        return made
+
+    def _check_trainings(self, source: nn.Module, made: Mapping[str, nn.Module], stages: Sequence[Planned]) -> None:
+        """Layers that are compared and inputs that are changed; surgery in between keeps the names of layers."""
+        model = source
+        for planned in stages:
+            key = f"stages.{planned.position - 1}.{planned.name}"
+            teacher = TeacherModel(source, {})
+            if isinstance(planned.settings, DistillConfig):
+                teacher, model = TeacherModel(model, {}), made[f"{key}.student"]
+            if isinstance(planned.settings, TrainConfig | DistillConfig):
+                check(model, planned.settings, self.data, at=key, teachers=[teacher])
+            recovery = getattr(planned.settings, "recovery", None)
+            if isinstance(recovery, RecoveryConfig):
+                check(model, recovery, self.data, at=f"{key}.recovery", teachers=[teacher])
 
     def _check_reference(self, reference: Done) -> None:
         """A model that saw the validation images in its training makes every budget meaningless."""

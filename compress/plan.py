@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import JsonValue, ValidationError
 
 from compress import machine, manifest
-from compress.config import Config, Pipeline, StudentConfig
+from compress.config import Config, ModelConfig, Pipeline
 from compress.data.files import no_such
 from compress.data.fingerprint import fingerprint, missing
 from compress.errors import CheckpointError, CompressError, ConfigError, Problem, nearest
@@ -22,12 +22,14 @@ from compress.manifest import Manifest
 from compress.measured import METRICS, Measurement
 from compress.names import WEIGHTS_ENDINGS, WITH_PUBLISHED_WEIGHTS, is_weights_file
 from compress.provenance import code_digest, differences, identity, key_digest, versions
+from compress.requirements import unmet
 from compress.seeds import derive_seed
 from compress.stages import SOURCE_MODULE, STAGES
 
 SOURCE = "source"
 _BENCH_MODULE = "compress.bench.measure"
 _DATA_MODULE = "compress.data.load"
+_TEACHER_MODULES = ("compress.checkpoint", "compress.training.teachers")
 _SHOWN_CHANGES = 3
 
 
@@ -144,6 +146,16 @@ class Keys:
             "machine": None if planned.name == SOURCE else self._place,
             "versions": dict(versions(planned.module)),
             "code": code_digest(planned.module),
+        }
+
+    def answers(self) -> dict[str, JsonValue]:
+        """Key of what teachers answer to the training split, besides the teacher and how it is asked."""
+        return {
+            "data": dict(self._data),
+            "seed": self._pipeline.seed,  # which samples the split has
+            "machine": self._place,
+            "versions": {module: dict(versions(module)) for module in _TEACHER_MODULES},
+            "code": {module: code_digest(module) for module in _TEACHER_MODULES},
         }
 
     def measurement(self, record: Manifest) -> dict[str, JsonValue]:
@@ -289,23 +301,22 @@ def resolved_device(pipeline: Pipeline) -> str:
 
 
 def check_files(pipeline: Pipeline) -> None:
-    """Check that every file and folder a pipeline names is there.
+    """Check that every file, folder and package a pipeline names is there, and that the device can do what it asks for.
 
     Raises:
         ConfigError: with all that are missing.
     """
-    problems = [*missing(pipeline.data), *_missing_model(pipeline.model, "model")]
-    for index, entry in enumerate(pipeline.stages):
-        student = getattr(entry.settings, "student", None)
-        if isinstance(student, StudentConfig):
-            problems += _missing_model(student, f"stages.{index}.distill.student")
+    problems = [*missing(pipeline.data)]
+    for key, model in pipeline.models():
+        problems += _missing_model(model, key)
+    problems += unmet(pipeline, resolved_device(pipeline))
     if problems:
         raise ConfigError(replace(problem, where=pipeline.where(problem.key)) for problem in problems)
 
 
-def _missing_model(model: Config, at: str) -> Iterator[Problem]:
-    weights, factory = getattr(model, "weights", None), getattr(model, "factory", "")
-    place, _, _ = factory.rpartition(":")
+def _missing_model(model: ModelConfig, at: str) -> Iterator[Problem]:
+    weights = model.weights
+    place, _, _ = model.factory.rpartition(":")
     if weights and is_weights_file(weights):
         if not os.path.isfile(weights):  # noqa: PTH113  # Path's raises
             yield Problem("", f"{at}.weights", no_such("file", Path(weights)))

@@ -12,7 +12,20 @@ import pytest
 from compress import load_pipeline
 
 # Shapes and types of the mathematics are checked in every test; this comes before their first import.
-SHAPED = ["groups", "importance", "losses", "lowrank", "schedules", "trial"]
+SHAPED = [
+    "attacks",
+    "averages",
+    "corruptions",
+    "groups",
+    "importance",
+    "losses",
+    "lowrank",
+    "mixing",
+    "robustness",
+    "schedules",
+    "sensitivity",
+    "trial",
+]
 jaxtyping.install_import_hook([f"compress.methods.{name}" for name in SHAPED], "beartype.beartype")
 # The same examples every time, and no failures because a machine is busy.
 hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)

@@ -155,7 +155,7 @@ IMAGES = changed(
         (changed(("epochs: 1", "epoch: 1")), "p.yaml:11: stages.0.train.epoch: unknown key (allowed: epochs, "),
         (
             changed(("epochs: 1", "epochs: 1, optimizer: adm")),
-            "p.yaml:11: stages.0.train.optimizer: must be 'sgd' or 'adamw', got \"adm\"; did you mean 'adamw'?",
+            "p.yaml:11: stages.0.train.optimizer: must be 'sgd', 'adam', 'adamw' or 'rmsprop', got \"adm\"; did you mean 'adam'?",
         ),
         (changed(("epochs: 1", "epochs: '1'")), 'p.yaml:11: stages.0.train.epochs: must be a whole number, got "1"'),
     ],

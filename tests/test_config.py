@@ -74,12 +74,12 @@ budget: {accuracy_drop: 101}
 bench:
   latency: {threads: 1}
 """
-    keys = "(allowed: name, seed, device, threads, data, model, stages, budget, bench)"
+    keys = "(allowed: name, seed, device, threads, data, model, stages, budget, bench, trackers)"
     kinds = "digits, arrays, image_folder, torchvision, python"
     names = "train, distill, prune, factorize, quantize, export"
     after = "'quantize' (stages.2, line 9)"
     takes = "it takes a float model and gets an int8 one"
-    schedules = "'one_cycle', 'cosine' or 'constant'"
+    schedules = "'one_cycle', 'cosine', 'step' or 'constant'"
     assert sorted(refuse(text, "budget.acuracy_drop=1")) == sorted(
         [
             "p.yaml:1: name: must be text, got 3",
@@ -423,7 +423,7 @@ def test_overrides(load, override, value):
         ("name.x=1", "name.x=1: 'name' is \"a\", which has no keys inside"),
         (
             "nme=b",
-            "nme: unknown key (allowed: name, seed, device, threads, data, model, stages, budget, bench); did you",
+            "nme: unknown key (allowed: name, seed, device, threads, data, model, stages, budget, bench, trackers); did you",
         ),
         ("data=digits", 'data: must be a mapping, got "digits"'),
         ("seed=[1", "seed=[1: the value '[1' is not valid YAML"),

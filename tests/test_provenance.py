@@ -16,8 +16,8 @@ from compress.stages import SOURCE_MODULE, STAGES
 STAGE_MODULES = {name: stage.module for name, stage in STAGES.items()} | {"source": SOURCE_MODULE}
 USED = {
     "source": {"models.source", "models.factory", "models.weights", "models.state", "models.cifar", "checkpoint"},
-    "train": {"training", "methods.losses", "methods.schedules", "surgery", "checkpoint"},
-    "distill": {"training", "methods.losses", "models.source", "models.factory"},
+    "train": {"training", "methods.losses.logits", "methods.schedules", "surgery", "checkpoint"},
+    "distill": {"training", "methods.losses.logits", "models.source", "models.factory"},
     "prune": {"training", "methods.groups", "methods.importance", "methods.trial", "surgery", "models.cost"},
     "factorize": {"training", "methods.lowrank", "surgery", "models.cost"},
     "quantize": {"onnx_io.convert", "onnx_io.quantize", "data.splits"},

@@ -56,7 +56,7 @@ def changed_samples(reference: Measurement, last: Measurement, data: DecisionDat
 def _images(indices: Sequence[int], data: DecisionData) -> Iterator[str | None]:
     """The first image of each sample as a PNG in base64."""
     # Only images in [0, 1] have a mean.
-    position = next((at for at, given in enumerate(data.inputs) if given.mean), None)
+    position = next((at for at, given in enumerate(data.inputs) if given.is_image), None)
     if position is None or not indices:
         yield from (None for _ in indices)
         return

@@ -16,7 +16,8 @@ from pydantic_core import ErrorDetails
 from compress.config.base import Config
 from compress.config.document import Document, Location, dotted
 from compress.config.pipeline import NAME_RULE, Origin, Pipeline, usable_name
-from compress.config.stages import STAGE_CONFIGS, ModelConfig
+from compress.config.stages import STAGE_CONFIGS
+from compress.config.training import ModelConfig
 from compress.errors import ConfigError, Problem, listed, nearest
 from compress.names import is_weights_file
 

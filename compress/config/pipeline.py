@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -11,7 +11,8 @@ from pydantic import Field, PrivateAttr
 
 from compress.config.base import Config
 from compress.config.data import AnyDataConfig
-from compress.config.stages import ModelConfig, StageEntry
+from compress.config.stages import StageEntry
+from compress.config.training import ModelConfig
 
 
 class LatencyConfig(Config):
@@ -102,8 +103,23 @@ class Pipeline(Config):
     stages: tuple[StageEntry, ...] = Field(default=(), description="Stages in the order they run.")
     budget: BudgetConfig | None = None
     bench: BenchConfig = BenchConfig()
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        default=(), description="Where every epoch is logged besides the report; each is a package of its own."
+    )
 
     _origin: Origin = PrivateAttr(default=Origin())
+
+    def models(self) -> Iterator[tuple[str, ModelConfig]]:
+        """Every model that is named, the source first, each with its key, such as `stages.1.distill.student`."""
+        yield "model", self.model
+        for index, entry in enumerate(self.stages):
+            if entry.distill is None:
+                continue
+            at = f"stages.{index}.distill"
+            yield f"{at}.student", entry.distill.student
+            yield from ((f"{at}.peers.{number}", peer) for number, peer in enumerate(entry.distill.peers))
+            others = entry.distill.ensemble.others if entry.distill.ensemble is not None else ()
+            yield from ((f"{at}.ensemble.others.{number}", teacher) for number, teacher in enumerate(others))
 
     def where(self, key: str) -> str:
         """`file:line` or `--set` of a setting such as `stages.0.prune.target`, or of the deepest part that was written.

@@ -4,57 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import NoneType
-from typing import Annotated, ClassVar, Literal, Self, get_args
+from typing import ClassVar, Literal, Self, get_args
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, model_validator
 
-from compress.config.base import Config, Factory, Fraction, OneOf, OpenFraction
-
-
-class ModelConfig(Config):
-    """A model: the callable that makes it, its arguments and its weights."""
-
-    factory: Factory
-    kwargs: dict[str, JsonValue] = Field(default={}, description="Arguments of the factory.")
-    weights: str | None = Field(
-        default=None,
-        min_length=1,
-        description="A .safetensors or .pth file (relative to the pipeline file), or the name of published weights "
-        "(torchvision: 'DEFAULT' or 'IMAGENET1K_V1'; timm: 'pretrained'). Left out: random initialisation.",
-    )
-
-
-class StudentConfig(ModelConfig):
-    """The student of a distillation."""
-
-
-class KDLossConfig(Config):
-    """Soft labels: T² · KL(teacher ‖ student) at temperature T (Hinton et al. 2015, arXiv:1503.02531)."""
-
-    temperature: float = Field(
-        default=4.0, gt=0.0, le=1000.0, description="T: higher shows more of the dark knowledge."
-    )
-    weight: float = Field(default=0.9, gt=0.0, description="Factor of this term.")
-
-
-class LabelLossConfig(Config):
-    """Cross-entropy with the labels."""
-
-    weight: float = Field(default=0.1, gt=0.0, description="Factor of this term.")
-    smoothing: float = Field(default=0.0, ge=0.0, lt=1.0, description="Label smoothing (Szegedy et al. 2016).")
-
-
-class LossEntry(OneOf):
-    """One term of the training loss."""
-
-    kd: KDLossConfig | None = None
-    labels: LabelLossConfig | None = None
-
-
-DISTILLATION_LOSSES = (LossEntry(kd=KDLossConfig()), LossEntry(labels=LabelLossConfig()))
-Losses = Annotated[
-    tuple[LossEntry, ...], Field(min_length=1, description="Terms of the loss; each counts with its weight.")
-]
+from compress.config.base import Config, Fraction, OneOf, OpenFraction
+from compress.config.losses import LabelLossConfig, LossEntry, Losses
+from compress.config.training import (
+    EnsembleConfig,
+    StudentConfig,
+    TaughtConfig,
+    TrainingConfig,
+    imitates,
+)
 
 
 class StageConfig(Config):
@@ -64,25 +26,6 @@ class StageConfig(Config):
     gives: ClassVar[str] = "float"
 
 
-class TrainingConfig(Config):
-    """How a model is trained."""
-
-    epochs: int = Field(default=12, ge=1, le=100_000, description="Passes over the training split.")
-    batch_size: int = Field(default=64, ge=2, description="Samples per step.")
-    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="SGD is Nesterov with momentum.")
-    learning_rate: float = Field(default=0.1, gt=0.0, description="Peak learning rate.")
-    momentum: float = Field(default=0.9, ge=0.0, lt=1.0, description="Momentum of SGD; beta 1 of AdamW.")
-    weight_decay: float = Field(default=5e-4, ge=0.0, description="Not applied to norms and biases.")
-    schedule: Literal["one_cycle", "cosine", "constant"] = Field(
-        default="one_cycle", description="Learning rate over the steps: up and down, down only, or flat."
-    )
-    gradient_clip: float | None = Field(default=None, gt=0.0, description="Largest gradient norm.")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="Autocast; 'auto' is bf16 where the hardware multiplies it, else fp32."
-    )
-    channels_last: bool = Field(default=True, description="Memory layout of 4-d inputs; faster on most hardware.")
-
-
 class TrainConfig(StageConfig, TrainingConfig):
     """`train`: supervised training of the source model; leave it out when you bring trained weights."""
 
@@ -90,27 +33,52 @@ class TrainConfig(StageConfig, TrainingConfig):
 
     @model_validator(mode="after")
     def _no_teacher(self) -> Self:
-        if any(entry.kd is not None for entry in self.losses):
+        for entry in self.losses:
+            if entry.settings.reads not in ("labels", "student"):
+                raise ValueError(
+                    f"losses: 'train' has no teacher, so '{entry.kind}' cannot be used; use 'labels', or the stage 'distill'"
+                )
+        return self
+
+
+class DistillConfig(StageConfig, TaughtConfig):
+    """`distill`: train a smaller student on what the model before this stage, its teacher, answers."""
+
+    student: StudentConfig = Field(description="The model to train.")
+    ensemble: EnsembleConfig | None = Field(default=None, description="More teachers than the model that comes in.")
+    peers: tuple[StudentConfig, ...] = Field(
+        default=(),
+        description="Further students that learn at the same time, each from the others; only `student` goes on.",
+    )
+    epochs: int = Field(default=15, ge=1, le=100_000, description="Passes over the training split.")
+
+    @model_validator(mode="after")
+    def _everybody_is_heard(self) -> Self:
+        heard = any(imitates(entry, "peers") for entry in self.losses)
+        if heard and not self.peers:
+            raise ValueError("peers: a term imitates them ('from: peers'), but none are named")
+        if self.peers and not heard:
+            raise ValueError("peers: no term of the losses imitates them; add one such as {kd: {from: peers}}")
+        if self.ensemble is not None and not any(imitates(entry, "teacher") for entry in self.losses):
+            raise ValueError("ensemble: no term of the losses imitates a teacher")
+        if self.ensemble is not None and any(entry.settings.reads == "features" for entry in self.losses):
             raise ValueError(
-                "losses: 'train' has no teacher, so 'kd' cannot be used; use 'labels', or the stage 'distill'"
+                "ensemble: teachers can be averaged by what they answer only, not by what their layers give out"
             )
         return self
 
 
-class DistillConfig(StageConfig, TrainingConfig):
-    """`distill`: train a smaller student on what the model before this stage, its teacher, answers."""
-
-    student: StudentConfig = Field(description="The model to train.")
-    losses: Losses = DISTILLATION_LOSSES
-    epochs: int = Field(default=15, ge=1, le=100_000, description="Passes over the training split.")
-
-
-class RecoveryConfig(TrainingConfig):
+class RecoveryConfig(TaughtConfig):
     """Training after surgery: distillation from the reference model unless the losses say otherwise."""
 
-    losses: Losses = DISTILLATION_LOSSES
     epochs: int = Field(default=5, ge=1, le=100_000, description="Passes over the training split.")
     learning_rate: float = Field(default=0.05, gt=0.0, description="Peak learning rate.")
+
+    @model_validator(mode="after")
+    def _no_peers(self) -> Self:
+        if any(imitates(entry, "peers") for entry in self.losses):
+            raise ValueError("losses: recovery has no peers; 'from: peers' is for the stage 'distill'")
+        return self
 
 
 class PruneTarget(OneOf):

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor, nn
 
 from compress.checkpoint import Checkpoint, Draft
-from compress.config import RecoveryConfig
+from compress.config import (
+    LossEntry,
+    RecoveryConfig,
+    ScheduleConfig,
+    TaughtConfig,
+    TrainConfig,
+    TrainingConfig,
+    imitates,
+)
 from compress.data.base import DecisionData, Inputs
 from compress.errors import ModelError, StageError, first_line, listed, nearest
 from compress.events import Progress
 from compress.models.answers import LOGITS, outputs_of
 from compress.models.cost import macs, parameters
 from compress.training import Workplace, evaluate, fit
+from compress.training.taught import TeacherModel, objective_of
 
 _SHOWN_REASONS = 5
 _ROUNDING = 1e-3
@@ -42,6 +52,10 @@ class Context:
     progress: Progress
     trusted: frozenset[str]
     """Factories of the user's own pipeline file, which may run code."""
+    cache: Path | None = None
+    """Folder of teachers' answers, shared by the stages of a run; None keeps them in `scratch`."""
+    answers_key: Mapping[str, JsonValue] = field(default_factory=dict)
+    """What decides a teacher's answers besides the teacher."""
     parent_accuracy: dict[str, dict[str, float]] = field(default_factory=dict)
     """What bench measured of the stage's input, by split: to be written down, never to decide by."""
     notes: list[str] = field(default_factory=list)
@@ -60,11 +74,16 @@ class Context:
     @property
     def workplace(self) -> Workplace:
         """Where training happens."""
-        return Workplace(self.device, self.seed, self.scratch, self.progress)
+        return Workplace(self.device, self.seed, self.scratch, self.progress, cache=self.cache)
 
     def example(self) -> Inputs:
         """Two training samples, as the model gets them."""
         return self.data.example()
+
+    def teacher(self, checkpoint: Checkpoint, share: float = 1.0) -> TeacherModel:
+        """The model of a checkpoint as teacher."""
+        identity = {"teacher": checkpoint.digest, **self.answers_key}
+        return TeacherModel(checkpoint.build(self.trusted), identity, share)
 
     def validation_percent(self, model: nn.Module) -> float:
         """Accuracy on validation; `model` is on the CPU before and after."""
@@ -84,14 +103,65 @@ def recover(model: nn.Module, config: RecoveryConfig | None, context: Context) -
         context.note(f"{percent:.2f} % on validation, without recovery training")
         return ()
     context.note(f"{percent:.2f} % on validation before recovery training")
-    needs_teacher = any(entry.kd is not None for entry in config.losses)
-    teacher = context.reference.build(context.trusted) if needs_teacher else None
+    for line in told_losses(config):
+        context.note(line)
+    tell_of_views(config, context)
+    teachers = (
+        [context.teacher(context.reference)] if any(imitates(entry, "teacher") for entry in config.losses) else []
+    )
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    training = fit(model, context.data, config.losses, teacher, config, context.workplace)
+    objective = objective_of(model, config, context.data, context.workplace, at="recovery", teachers=teachers)
+    training = fit(objective, context.data, config, context.workplace)
     if max(row["validation_percent"] for row in training) < percent:
         model.load_state_dict(before)
         context.note("no epoch of recovery training was as good: the weights before it are kept")
     return training
+
+
+def told_losses(config: TrainConfig | TaughtConfig) -> Iterator[str]:
+    """What a training learns from, a line each, where that is not the usual."""
+    if config.losses != type(config).model_fields["losses"].default:
+        yield f"loss: {', '.join(_told_term(entry) for entry in config.losses)}"
+    if isinstance(config, TaughtConfig) and config.teacher_share is not None:
+        yield f"terms that imitate count {_told(config.teacher_share)} times, all others the rest"
+    if isinstance(config, TaughtConfig) and any(imitates(entry, "ema") for entry in config.losses):
+        yield f"the average of the student keeps {config.ema_teacher:g} of itself in a step"
+    yield from _told_perturb(config)
+
+
+def tell_of_views(config: TaughtConfig, context: Context) -> None:
+    """Say where a cache of the teacher's answers leaves the student fewer augmented versions of each image than epochs."""
+    if config.cache is None or config.cache.views == config.epochs:
+        return
+    if next(iter(context.data.train.batches(1, view=1))).view == 0:
+        return  # nothing is augmented
+    if config.cache.views == 1:
+        context.warn(
+            "cache: with one view every epoch sees the same augmented version of each image; more views, up to the "
+            f"{config.epochs} epochs, are more variety"
+        )
+        return
+    context.note(f"{config.epochs} epochs see {config.cache.views} augmented versions of each image in turn")
+
+
+def _told_perturb(config: TrainingConfig) -> Iterator[str]:
+    """What a training does to its images, where it does anything."""
+    if config.perturb is not None:
+        settings = ", ".join(f"{name} {value:.3g}" for name, value in config.perturb.settings.model_dump().items())
+        yield f"images are changed: {config.perturb.kind} ({settings})"
+
+
+def _told_term(entry: LossEntry) -> str:
+    term = entry.settings
+    source = getattr(term, "source", "teacher")
+    temperature = f" at T {_told(term.temperature)}" if hasattr(term, "temperature") else ""
+    return f"{term.weight:g} × {entry.kind}{temperature}{'' if source == 'teacher' else f' from {source}'}"
+
+
+def _told(value: float | ScheduleConfig) -> str:
+    if isinstance(value, ScheduleConfig):
+        return f"{value.start:g} to {value.end:g} ({value.shape})"
+    return f"{value:g}"
 
 
 def warn_of_idle_patterns(key: str, patterns: Sequence[str], names: Sequence[str], context: Context) -> None:

@@ -83,7 +83,7 @@ def _metadata(parent: Checkpoint, graph: onnx.ModelProto, context: Context) -> d
 
 
 def _input(described: Input) -> dict[str, Any]:
-    is_image = bool(described.mean)
+    is_image = described.is_image
     return {
         "name": described.name,
         "shape": [BATCH, *described.shape],

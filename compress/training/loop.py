@@ -1,0 +1,173 @@
+"""Steps and epochs of one training."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from compress.config import TaughtConfig, TrainingConfig
+from compress.data.base import Batch, DecisionData
+from compress.events import EpochResult
+from compress.methods.schedules import learning_rate
+from compress.seeds import derive_seed
+from compress.training.batchnorm import freeze
+from compress.training.evaluation import evaluate
+from compress.training.failures import not_finite
+from compress.training.layout import laid_out
+from compress.training.mixer import Mixer
+from compress.training.place import Workplace
+from compress.training.precision import Arithmetic
+from compress.training.state import Moving
+
+_READINGS = 20
+"""How often in an epoch the loss is read, at least; each reading makes a GPU wait."""
+
+
+class Loop:
+    """Steps and epochs of one training."""
+
+    def __init__(
+        self,
+        moving: Moving,
+        arithmetic: Arithmetic,
+        accelerator: Accelerator,
+        layout: torch.memory_format,
+        data: DecisionData,
+        config: TrainingConfig,
+        place: Workplace,
+    ) -> None:
+        """Take what learns, how it computes, where and from which data."""
+        self._moving, self._arithmetic, self._accelerator = moving, arithmetic, accelerator
+        self._layout, self._data, self._config, self._place = layout, data, config, place
+        self._mixer = Mixer(config, len(data.classes), place.seed)
+        self._model = moving.objective.model
+        self.batch_size = min(config.batch_size, len(data.train))
+        self._parts = min(config.accumulate, max(1, self.batch_size // 2))
+        self._steps = len(data.train) // self.batch_size
+        self._total_steps = config.epochs * self._steps
+        self._last_validation = ""
+
+    def epoch(self, epoch: int) -> EpochResult:
+        """Train for an epoch (from 0) and validate what would be kept.
+
+        Raises:
+            TrainingError: where a loss is not finite; it is noticed within a twentieth of the epoch.
+        """
+        started = time.perf_counter()
+        loss = self._train(epoch)
+        trained = time.perf_counter() - started
+        validation_loss, correct = self._validate()
+        percent = 100.0 * correct / len(self._data.validation)
+        self._last_validation = f", validation {percent:.2f} %"
+        # The training loss is taken before each step, so that what the last one did shows on validation only.
+        if not math.isfinite(validation_loss):
+            raise self._not_finite("the validation loss is", f"in epoch {epoch + 1}")
+        if self._arithmetic.lost():
+            raise self._not_finite("gradients in fp16 are", f"in epoch {epoch + 1}")
+        return EpochResult(
+            epoch=epoch + 1,
+            epochs=self._config.epochs,
+            loss=loss,
+            learning_rate=self._learning_rate((epoch + 1) * self._steps - 1),
+            validation_loss=validation_loss,
+            validation_percent=percent,
+            seconds=time.perf_counter() - started,
+            samples_per_second=self._steps * self.batch_size / trained,
+        )
+
+    def kept(self) -> AbstractContextManager[None]:
+        """Inside, the model has the weights that are validated and kept: its average where there is one."""
+        average = self._moving.average
+        return nullcontext() if average is None else average.within(self._model)
+
+    def _train(self, epoch: int) -> float:
+        """The mean loss of an epoch."""
+        seed = derive_seed(self._place.seed, "epoch", epoch)
+        self._moving.objective.train()
+        if self._config.batchnorm == "frozen":
+            freeze(self._moving.objective)
+        standing, between = "", max(1, self._steps // _READINGS)
+        device = self._accelerator.device
+        total = torch.zeros((), device=device)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            for step, batch in enumerate(self._batches(epoch, seed)):
+                total += self._step(self._mixer.mix(batch, epoch, step), epoch * self._steps + step)
+                if step % between == 0:
+                    loss = float(total) / (step + 1)
+                    if not math.isfinite(loss):
+                        when = f"in epoch {epoch + 1} (by step {step + 1} of {self._steps})"
+                        raise self._not_finite("the loss is", when)
+                    standing = f"loss {loss:.4f}{self._last_validation}"
+                self._place.progress.work(f"epoch {epoch + 1}/{self._config.epochs}", step + 1, self._steps, standing)
+        loss = float(total) / self._steps
+        if not math.isfinite(loss):
+            raise self._not_finite("the loss is", f"in epoch {epoch + 1}")
+        return loss
+
+    def _batches(self, epoch: int, seed: int) -> Iterator[Batch]:
+        cache = self._config.cache if isinstance(self._config, TaughtConfig) else None
+        view = epoch % cache.views if cache is not None else None
+        for batch in self._data.train.batches(self.batch_size, seed=seed, drop_last=True, view=view):
+            yield laid_out(batch.to(self._accelerator.device), self._layout)
+
+    def _step(self, batch: Batch, step: int) -> Tensor:
+        """One step of the optimizer (from 0, over all epochs); the loss before it."""
+        moving, scaler = self._moving, self._arithmetic.scaler
+        rate, position = self._learning_rate(step), step / max(1, self._total_steps - 1)
+        for group in moving.optimizer.param_groups:
+            group["lr"] = rate
+        moving.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for part, share in divided(batch, self._parts):
+            with self._arithmetic.autocast():
+                loss = moving.objective(part, position)
+            weighted = loss if share == 1 else share * loss
+            self._accelerator.backward(scaler.scale(weighted))
+            losses.append(weighted.detach())
+        if self._config.gradient_clip is not None:
+            scaler.unscale_(moving.optimizer)
+            self._accelerator.clip_grad_norm_(moving.objective.parameters(), self._config.gradient_clip)
+        scaler.step(moving.optimizer)
+        scaler.update()
+        moving.objective.after_step()
+        if moving.average is not None:
+            moving.average.follow(self._model, step)
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def _validate(self) -> tuple[float, int]:
+        # Compiling for evaluation mode, and for the last batch's size, would take longer than it saves.
+        eager = torch.compiler.set_stance("force_eager") if self._config.compile else nullcontext()
+        with self.kept(), eager:
+            return evaluate(self._model, self._data.validation, str(self._accelerator.device))
+
+    def _learning_rate(self, step: int) -> float:
+        config = self._config
+        return config.learning_rate * learning_rate(
+            config.schedule,
+            step,
+            self._total_steps,
+            warm_up=config.warm_up,
+            milestones=config.milestones,
+            gamma=config.gamma,
+        )
+
+    def _not_finite(self, what: str, when: str) -> Exception:
+        return not_finite(what, when, self._config, self._arithmetic.precision)
+
+
+def divided(batch: Batch, parts: int) -> Iterator[tuple[Batch, float]]:
+    """A batch in parts as equal as can be, each with its share of the samples (they add up to 1)."""
+    if parts == 1:
+        yield batch, 1.0
+        return
+    pieces = [tensor.tensor_split(parts) for tensor in (batch.labels, batch.indices, *batch.inputs)]
+    for labels, indices, *inputs in zip(*pieces, strict=True):
+        part = batch._replace(labels=labels, indices=indices, inputs=tuple(inputs))
+        yield part, len(labels) / len(batch.labels)
