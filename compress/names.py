@@ -11,7 +11,7 @@ from compress.errors import closest
 
 WEIGHTS_ENDINGS = (".safetensors", ".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")
 """What the name of a file of weights ends in."""
-BUILT_IN = ("cifar", "torchvision", "timm")
+BUILT_IN = ("cifar", "classic", "torchvision", "timm")
 """Schemes of factories that are no user's code."""
 WITH_PUBLISHED_WEIGHTS = ("torchvision", "timm")
 """Those that fetch weights by name."""

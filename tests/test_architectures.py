@@ -26,6 +26,8 @@ CLASSES = 10
 # Size of the images, and what the factory needs besides the number of classes.
 QUICK = {
     "cifar:resnet20": (32, {}),
+    "classic:lenet5": (32, {}),
+    "classic:alexnet": (32, {}),
     "torchvision:squeezenet1_1": (64, {}),
 }
 SLOW = {

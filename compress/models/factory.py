@@ -18,9 +18,11 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from compress.errors import CheckpointError, ModelError, listed, nearest
-from compress.models import cifar
+from compress.models import cifar, classic
 from compress.names import BUILT_IN, is_code, near_path
 
+_OWN: Mapping[str, Mapping[str, Callable[..., nn.Module]]] = {"cifar": cifar.MODELS, "classic": classic.MODELS}
+"""Our own networks, by scheme."""
 # Arguments of built-in factories that fetch or read files; a checkpoint from a stranger must not set them.
 _READS_FILES = (
     "weights",
@@ -130,8 +132,8 @@ def resolve(factory: str) -> Callable[..., nn.Module]:
         raise ModelError(
             f"model.factory: must look like 'cifar:resnet56', 'package.module:callable' or 'file.py:callable', got '{factory}'"
         )
-    if scheme == "cifar":
-        return _named(name, cifar.MODELS, factory)
+    if scheme in _OWN:
+        return _named(name, _OWN[scheme], factory)
     if scheme == "torchvision":
         from torchvision import models
 
