@@ -117,7 +117,6 @@ def test_scheduled_numbers_go_from_start_to_end(start, end):
         assert found[-1] == pytest.approx(end, abs=1e-15)
         assert found[50] == pytest.approx((start + end) / 2)
         assert found == sorted(found, reverse=start > end)
-    assert {scheduled(start, end, "constant", position) for position in positions} == {start}
 
 
 def test_linear_and_cosine_are_their_formulas():

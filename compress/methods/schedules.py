@@ -51,17 +51,15 @@ def learning_rate(
     return 1.0
 
 
-def scheduled(start: float, end: float, shape: Literal["constant", "linear", "cosine"], position: float) -> float:
+def scheduled(start: float, end: float, shape: Literal["linear", "cosine"], position: float) -> float:
     """A number on its way from `start` to `end`, such as a temperature or the teacher's share.
 
     Args:
         start: value at position 0.
-        end: value at position 1; not read by `constant`.
-        shape: stays at `start`, goes straight, or goes along half a cosine, slowly at both ends.
+        end: value at position 1.
+        shape: goes straight, or along half a cosine, slowly at both ends.
         position: 0 (the first step) to 1 (the last one).
     """
-    if shape == "constant":
-        return start
     if shape == "linear":
         return start * (1 - position) + end * position
     return _between(start, end, position)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -24,15 +25,7 @@ class Average:
 
     def follow(self, model: nn.Module, step: int) -> None:
         """Take in the weights of `model` after training step `step` (from 0)."""
-        mine: list[Tensor] = []
-        theirs: list[Tensor] = []
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
-                mine.append(self.tensors[name])
-                theirs.append(tensor)
-            else:
-                self.tensors[name].copy_(tensor)
-        get_ema_multi_avg_fn(decay_after(step, self._decay))(mine, theirs, 0)  # type: ignore[no-untyped-call]
+        follow(((self.tensors[name], tensor) for name, tensor in model.state_dict().items()), step, self._decay)
 
     @contextmanager
     def within(self, model: nn.Module) -> Iterator[None]:
@@ -44,6 +37,26 @@ class Average:
             yield
         finally:
             model.load_state_dict(own)
+
+
+@torch.no_grad()
+def follow(pairs: Iterable[tuple[Tensor, Tensor]], steps: int, decay: float) -> None:
+    """Take one step's tensors into their averages, in place; what is no fraction is copied.
+
+    Args:
+        pairs: average and tensor, on one device.
+        steps: how many were taken in before, from 0.
+        decay: that after many steps, above 0 to below 1.
+    """
+    averages: list[Tensor] = []
+    tensors: list[Tensor] = []
+    for average, tensor in pairs:
+        if average.is_floating_point():
+            averages.append(average)
+            tensors.append(tensor)
+        else:
+            average.copy_(tensor)
+    get_ema_multi_avg_fn(decay_after(steps, decay))(averages, tensors, 0)  # type: ignore[no-untyped-call]
 
 
 def _copied(model: nn.Module) -> dict[str, Tensor]:

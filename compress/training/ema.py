@@ -7,9 +7,8 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from compress.methods.averages import decay_after
+from compress.training.average import follow
 
 
 class MovingAverage(nn.Module):
@@ -27,19 +26,9 @@ class MovingAverage(nn.Module):
         self._decay, self._steps = decay, 0
         self.eval()
 
-    @torch.no_grad()
     def follow(self, model: nn.Module) -> None:
         """Take in the weights of `model`, on the same device, after a step of its optimizer."""
-        mine: list[Tensor] = []
-        theirs: list[Tensor] = []
-        for average, now in zip(_tensors(self.model), _tensors(model), strict=True):
-            if average.is_floating_point():
-                mine.append(average)
-                theirs.append(now)
-            else:
-                average.copy_(now)
-        average_into = get_ema_multi_avg_fn(decay_after(self._steps, self._decay))  # type: ignore[no-untyped-call]
-        average_into(mine, theirs, 0)
+        follow(zip(_tensors(self.model), _tensors(model), strict=True), self._steps, self._decay)
         self._steps += 1
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002  # torch's signature

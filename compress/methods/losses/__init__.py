@@ -1,7 +1,6 @@
 """Losses as pure functions: tensors in, a scalar out. Every loss is a mean over the batch.
 
-`logits` compares answers, `features` what layers give out, `ensemble` makes one teacher of several. They are imported from
-there, so that a change in one does not count as a change of every training; the two that every training uses are here, too.
+`logits` compares answers, `features` what layers give out, `ensemble` makes one teacher of several.
 """
 
 from __future__ import annotations
