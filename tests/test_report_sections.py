@@ -218,8 +218,8 @@ def test_lost_samples_are_counted_in_all_and_shown_with_both_answers():
     assert changed.counted.startswith(f"{lost} validation samples of 360 are answered right by the reference")
     assert changed.shown.startswith("Here are the 24 of them")
     first, sample = changed.pictures[0], run.changed[0]
-    assert first.before == f"{sample.truth} ({100 * sample.confidence_before:.0f} %)"
-    assert first.after == f"{sample.answer} ({100 * sample.confidence_after:.0f} %)"
+    assert first.before == f"{sample.truth} ({100 * sample.confidence_before:.0f}\u00a0%)"
+    assert first.after == f"{sample.answer} ({100 * sample.confidence_after:.0f}\u00a0%)"
     assert first.alternative == f"Validation sample {sample.index}, class {sample.truth}, answered as {sample.answer}"
     page = page_of("worse")
     assert page.count("<img ") == 24

@@ -78,7 +78,7 @@ def _picture(results: Results, sample: ChangedSample) -> Picture:
 
 
 def _confidence(probability: float) -> str:
-    return f"{100 * probability:.0f} %"
+    return f"{100 * probability:.0f}\u00a0%"  # a number keeps its unit, however narrow the column
 
 
 def png_size(image: str) -> tuple[int, int] | None:
