@@ -57,8 +57,9 @@ class Reach:
         margin = self.epsilon * self.scale.double()
         low, high = (exact - margin).to(images.dtype), (exact + margin).to(images.dtype)
         # Rounding to the type of the images may have gone a last digit too far.
-        low = torch.where(low.double() < exact - margin, torch.nextafter(low, images), low)
-        high = torch.where(high.double() > exact + margin, torch.nextafter(high, images), high)
+        # Distances are compared, and not `exact - margin`, which double precision has rounded itself.
+        low = torch.where(exact - low.double() > margin, torch.nextafter(low, images), low)
+        high = torch.where(high.double() - exact > margin, torch.nextafter(high, images), high)
         return torch.maximum(low, self.lower), torch.minimum(high, self.upper)
 
 
