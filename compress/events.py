@@ -68,3 +68,39 @@ class Silent:
 
     def warn(self, text: str) -> None:
         """Shows nothing."""
+
+
+class Forwarding:
+    """A `Progress` that passes everything on; what else is to happen, a subclass adds."""
+
+    def __init__(self, progress: Progress) -> None:
+        """Pass on to `progress`."""
+        self._progress = progress
+
+    def stage_started(self, name: str, position: int, total: int, reason: str) -> None:
+        """Passes it on; so do the next ones."""
+        self._progress.stage_started(name, position, total, reason)
+
+    def stage_cached(self, name: str, position: int, total: int) -> None:
+        """Passes it on."""
+        self._progress.stage_cached(name, position, total)
+
+    def stage_finished(self, name: str, seconds: float, summary: str) -> None:
+        """Passes it on."""
+        self._progress.stage_finished(name, seconds, summary)
+
+    def work(self, what: str, done: int, total: int, detail: str = "") -> None:
+        """Passes it on."""
+        self._progress.work(what, done, total, detail)
+
+    def epoch(self, result: EpochResult) -> None:
+        """Passes it on."""
+        self._progress.epoch(result)
+
+    def note(self, text: str) -> None:
+        """Passes it on."""
+        self._progress.note(text)
+
+    def warn(self, text: str) -> None:
+        """Passes it on."""
+        self._progress.warn(text)

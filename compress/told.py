@@ -7,44 +7,21 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from compress.events import EpochResult, Progress
+from compress.events import Forwarding, Progress
 
 
-class Heard:
+class Heard(Forwarding):
     """A `Progress` that passes everything on and keeps the warnings."""
 
     def __init__(self, progress: Progress, warnings: list[str]) -> None:
         """Pass on to `progress`; add to `warnings`."""
-        self._progress, self._warnings = progress, warnings
-
-    def stage_started(self, name: str, position: int, total: int, reason: str) -> None:
-        """Passes it on; so do the next ones."""
-        self._progress.stage_started(name, position, total, reason)
-
-    def stage_cached(self, name: str, position: int, total: int) -> None:
-        """Passes it on."""
-        self._progress.stage_cached(name, position, total)
-
-    def stage_finished(self, name: str, seconds: float, summary: str) -> None:
-        """Passes it on."""
-        self._progress.stage_finished(name, seconds, summary)
-
-    def work(self, what: str, done: int, total: int, detail: str = "") -> None:
-        """Passes it on."""
-        self._progress.work(what, done, total, detail)
-
-    def epoch(self, result: EpochResult) -> None:
-        """Passes it on."""
-        self._progress.epoch(result)
-
-    def note(self, text: str) -> None:
-        """Passes it on."""
-        self._progress.note(text)
+        super().__init__(progress)
+        self._warnings = warnings
 
     def warn(self, text: str) -> None:
         """Passes it on and keeps it."""
         self._warnings.append(text)
-        self._progress.warn(text)
+        super().warn(text)
 
 
 def without_folders(text: str, places: Iterable[Path] = ()) -> str:

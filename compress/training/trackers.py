@@ -16,7 +16,7 @@ from typing import Any
 from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
 
 from compress.errors import first_line
-from compress.events import EpochResult, Progress
+from compress.events import EpochResult, Forwarding, Progress
 
 _NOT_LOGGED = ("epoch", "epochs")
 
@@ -70,7 +70,7 @@ _Maker = Callable[[str, str, Path], GeneralTracker]
 _MAKERS: Mapping[str, _Maker] = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
 
 
-class _Tracked:
+class _Tracked(Forwarding):
     """A `Progress` that passes everything on and logs the epochs; trackers start with the first one."""
 
     def __init__(
@@ -80,36 +80,13 @@ class _Tracked:
         settings: Mapping[str, str | float],
         progress: Progress,
     ) -> None:
-        self._makers, self._place, self._settings, self._progress = dict(makers), place, settings, progress
+        super().__init__(progress)
+        self._makers, self._place, self._settings = dict(makers), place, settings
         self._running: dict[str, GeneralTracker] = {}
-
-    def stage_started(self, name: str, position: int, total: int, reason: str) -> None:
-        """Passes it on; so do the next ones."""
-        self._progress.stage_started(name, position, total, reason)
-
-    def stage_cached(self, name: str, position: int, total: int) -> None:
-        """Passes it on."""
-        self._progress.stage_cached(name, position, total)
-
-    def stage_finished(self, name: str, seconds: float, summary: str) -> None:
-        """Passes it on."""
-        self._progress.stage_finished(name, seconds, summary)
-
-    def work(self, what: str, done: int, total: int, detail: str = "") -> None:
-        """Passes it on."""
-        self._progress.work(what, done, total, detail)
-
-    def note(self, text: str) -> None:
-        """Passes it on."""
-        self._progress.note(text)
-
-    def warn(self, text: str) -> None:
-        """Passes it on."""
-        self._progress.warn(text)
 
     def epoch(self, result: EpochResult) -> None:
         """Passes it on and logs it."""
-        self._progress.epoch(result)
+        super().epoch(result)
         values = {name: value for name, value in asdict(result).items() if name not in _NOT_LOGGED}
         for name in list(self._makers):
             with self._given_up_where_it_fails(name):
