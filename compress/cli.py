@@ -10,7 +10,7 @@ from typing import Annotated, Optional
 import typer
 from rich.table import Table
 
-from compress import __version__
+from compress import __version__, machine
 from compress.comparison.conditions import FLAGS, QUANTITIES, RELATIONS
 from compress.config.pipeline import LatencyConfig
 from compress.errors import CompressError, ConfigError
@@ -67,8 +67,9 @@ def main() -> None:
     try:
         app(prog_name="compress")
     except CompressError as error:
+        where = f" (process {machine.process_number()})" if machine.is_launched() else ""
         for problem in error.problems if isinstance(error, ConfigError) else (error,):
-            errors.print(f"[red]error:[/red] {literal(str(problem))}", soft_wrap=True)
+            errors.print(f"[red]error{where}:[/red] {literal(str(problem))}", soft_wrap=True)
         sys.exit(error.exit_code)
 
 
@@ -80,11 +81,14 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
     del version
+    if machine.is_launched() and context.invoked_subcommand != "run":
+        raise CompressError(f"compress {context.invoked_subcommand} is for one process: start it without a launcher")
 
 
 @app.command()
@@ -99,19 +103,25 @@ def run(
 ) -> None:
     """Run a pipeline: every stage is cached, measured and reported under [bold]runs/NAME[/bold].
 
+    Started by torchrun or accelerate launch, several processes train each stage together.
+
     Ends with exit code 1 where the accuracy budget is missed, 2 where something is wrong with the input.
     """
+    if machine.process_number() > 0:
+        _assist()
+        return
     from compress.config import load_pipeline
     from compress.terminal.command_line import run_command
 
     pipeline = load_pipeline(file, overrides or ())
     console = make_console()
+    from compress.distributed import joined
     from compress.pipeline import run as run_pipeline
     from compress.terminal.console import Terminal, results_table
 
     folder = runs / pipeline.name
     try:
-        with Terminal(console) as progress:
+        with joined() as group, Terminal(console) as progress:
             results = run_pipeline(
                 pipeline,
                 runs=runs,
@@ -119,6 +129,7 @@ def run(
                 until=until,
                 progress=progress,
                 command=run_command(file, overrides or (), until),
+                group=group,
             )
     except KeyboardInterrupt:
         make_console(stderr=True).print(
@@ -139,6 +150,18 @@ def run(
             soft_wrap=True,
         )
         raise typer.Exit(BUDGET_MISSED)
+
+
+def _assist() -> None:
+    """What all processes do but the first: it alone reads the pipeline file, writes and shows anything."""
+    from compress.distributed import joined
+    from compress.making import assist
+
+    try:
+        with joined() as group:
+            assist(group)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @app.command()

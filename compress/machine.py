@@ -65,6 +65,32 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def is_launched() -> bool:
+    """Whether this process is one of several that were started together, by torchrun or accelerate launch."""
+    return processes() > 1
+
+
+def processes() -> int:
+    """How many processes were started together, on all machines."""
+    return _number("WORLD_SIZE")
+
+
+def processes_here() -> int:
+    """How many of them are on this machine."""
+    return _number("LOCAL_WORLD_SIZE")
+
+
+def process_number() -> int:
+    """Which of them this process is, from 0."""
+    return _number("RANK", 0)
+
+
+def _number(variable: str, least: int = 1) -> int:
+    """A number that the launcher put into the environment; `least` where there is none."""
+    text = os.environ.get(variable, "")
+    return max(least, int(text)) if text.isdecimal() else least
+
+
 def is_arm() -> bool:
     """Whether this is a 64-bit ARM machine."""
     return platform.machine().lower() in ("arm64", "aarch64")

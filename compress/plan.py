@@ -113,7 +113,7 @@ class Keys:
             "code": code_digest(_DATA_MODULE),
         }
         self.device = resolved_device(pipeline)
-        self.threads = pipeline.threads or machine.cores()
+        self.threads = pipeline.threads or max(1, machine.cores() // machine.processes_here())
         cuda = machine.cuda_device_name() if self.device == "cuda" else None
         self._place: dict[str, JsonValue] = {
             "device": f"cuda: {cuda}" if cuda else "cpu",
@@ -121,6 +121,7 @@ class Keys:
             "bfloat16": machine.has_fast_bfloat16(),
             "vnni": machine.has_vnni(),
             "architecture": "arm" if machine.is_arm() else "x86",
+            **({"processes": machine.processes()} if machine.is_launched() else {}),
         }
 
     def stage(

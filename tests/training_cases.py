@@ -6,7 +6,7 @@ import itertools
 import torch
 
 from compress.config import LabelLossConfig, LossEntry, TrainingConfig
-from compress.data.base import Batch, DecisionData, Input
+from compress.data.base import WHOLE, Batch, DecisionData, Input
 from compress.events import Silent
 from compress.training import Objective, OneTeacher, Workplace, fit
 
@@ -99,11 +99,8 @@ def mislabelled(data):
         def __len__(self):
             return len(wrong)
 
-        def batches(self, batch_size):
-            start = 0
-            for batch in batches(batch_size):
-                yield batch._replace(labels=wrong[start : start + len(batch.labels)])
-                start += len(batch.labels)
+        def batches(self, batch_size, *, shard=WHOLE):
+            return (batch._replace(labels=wrong[batch.indices]) for batch in batches(batch_size, shard=shard))
 
     return dataclasses.replace(data, validation=Wrong())
 

@@ -24,6 +24,7 @@ from compress.config import (
     imitates,
 )
 from compress.data.base import DecisionData, Inputs
+from compress.distributed import ALONE, Group
 from compress.errors import ModelError, StageError, first_line, listed, nearest
 from compress.events import Progress
 from compress.models.answers import LOGITS, outputs_of
@@ -54,6 +55,8 @@ class Context:
     """Factories of the user's own pipeline file, which may run code."""
     cache: Path | None = None
     """Folder of teachers' answers, shared by the stages of a run; None keeps them in `scratch`."""
+    group: Group = ALONE
+    """The processes that train together; all make the same calls, and only what the leader returns is kept."""
     answers_key: Mapping[str, JsonValue] = field(default_factory=dict)
     """What decides a teacher's answers besides the teacher."""
     parent_accuracy: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -74,7 +77,7 @@ class Context:
     @property
     def workplace(self) -> Workplace:
         """Where training happens."""
-        return Workplace(self.device, self.seed, self.scratch, self.progress, cache=self.cache)
+        return Workplace(self.device, self.seed, self.scratch, self.progress, cache=self.cache, group=self.group)
 
     def example(self) -> Inputs:
         """Two training samples, as the model gets them."""

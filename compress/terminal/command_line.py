@@ -6,10 +6,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from compress import machine
+
 
 def run_command(file: Path, overrides: Sequence[str], until: str | None) -> str:
     """The command that repeats a run."""
-    words = ["compress", "run", _placeless(file), *_override_words(overrides)]
+    words = [*_launcher(), "compress", "run", _placeless(file), *_override_words(overrides)]
     if until is not None:
         words += ["--until", until]
     return shlex.join(words)
@@ -40,6 +42,15 @@ def measuring_command(
     words += [] if pipeline is None else ["--pipeline", _placeless(pipeline)]
     words += [*_override_words(overrides), *(flag for flag, stands in flags.items() if stands)]
     return shlex.join(["compress", name, *map(_placeless, targets), *words])
+
+
+def _launcher() -> list[str]:
+    """What stands before the command where several processes train together; on each machine, where there are several."""
+    if not machine.is_launched():
+        return []
+    here = machine.processes_here()
+    nodes = machine.processes() // here
+    return ["torchrun", *(["--nnodes", str(nodes)] if nodes > 1 else []), "--nproc-per-node", str(here), "-m"]
 
 
 def _placeless(path: Path) -> str:

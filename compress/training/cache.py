@@ -99,7 +99,7 @@ class CachedTeacher:
         assert batch.view is not None, "augmented anew, without a view: these inputs were never seen before"
         if batch.view not in self._views:
             self._views[batch.view] = self._view(batch.view)
-        found = np.asarray(self._views[batch.view])[batch.indices.numpy()]
+        found = np.asarray(self._views[batch.view])[batch.indices.cpu().numpy()]
         return torch.from_numpy(found).to(batch.labels.device, torch.float32)
 
     def _view(self, view: int) -> Logits:

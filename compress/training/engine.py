@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 from compress.config import TrainingConfig
@@ -23,6 +24,7 @@ from compress.training.average import Average
 from compress.training.batchnorm import check_sync, synchronised
 from compress.training.failures import astray, explained
 from compress.training.loop import Loop
+from compress.training.memory import kept_memory
 from compress.training.objective import Objective
 from compress.training.optimizers import optimizer_of
 from compress.training.place import Workplace
@@ -30,6 +32,8 @@ from compress.training.precision import Arithmetic
 from compress.training.state import Moving, Row, State, digest_of
 
 _NOT_KEPT = ("epochs", "samples_per_second")
+_SETTINGS, _SAMPLES, _BEGINNING = "the settings", "the number of samples", "the weights to begin with"
+_ALIKE = (_SETTINGS, _SAMPLES, _BEGINNING)
 
 
 def fit(objective: Objective, data: DecisionData, config: TrainingConfig, place: Workplace) -> tuple[Row, ...]:
@@ -41,7 +45,8 @@ def fit(objective: Objective, data: DecisionData, config: TrainingConfig, place:
         objective: the model, what learns beside it, and the loss.
         data: training and validation split.
         config: epochs, optimizer, precision and so on.
-        place: device, seed, folder for the state.
+        place: device, seed, folder for the state, and the processes that train together: each calls this with the same
+            arguments, sees its part of every batch, and ends with the same weights.
 
     Returns:
         A row per epoch: epoch, loss, learning_rate, validation_loss, validation_percent, seconds. Fewer rows than epochs
@@ -60,7 +65,10 @@ def fit(objective: Objective, data: DecisionData, config: TrainingConfig, place:
     objective.to_device(accelerator.device, layout)
     optimizer = optimizer_of(objective, config)
     conditions = _conditions(objective, data, config, accelerator, arithmetic, layout)
+    place.group.check_alike({name: conditions[name] for name in _ALIKE})
     with ExitStack() as prepared:
+        if place.device == "cpu":
+            prepared.enter_context(kept_memory())
         if config.batchnorm == "sync":
             prepared.enter_context(synchronised(objective))
         if config.compile:
@@ -69,7 +77,9 @@ def fit(objective: Objective, data: DecisionData, config: TrainingConfig, place:
         moving = Moving(objective, optimizer, arithmetic.scaler, average)
         loop = Loop(moving, arithmetic, accelerator, layout, data, config, place)
         state = State.resume(place.scratch, moving, conditions, place.progress)
+        place.group.check_alike({"the number of epochs done": str(len(state.rows))})
         _train(loop, state, moving, data, config, place, arithmetic)
+    accelerator.free_memory()  # it remembers what it wrapped
     objective.model.load_state_dict(state.best)
     objective.to_device(torch.device("cpu"), torch.contiguous_format)
     objective.model.eval()
@@ -97,7 +107,7 @@ def _train(
         if diverged(state.validated, len(data.classes), usual):
             raise astray(f"in epoch {epoch + 1}", config)
         stops = config.early_stopping is not None and stalled(state.validated, config.early_stopping)
-        if epoch + 1 < config.epochs and not stops:  # after the last one the checkpoint itself is written
+        if epoch + 1 < config.epochs and not stops and place.group.leads:  # after the last one the checkpoint itself is written
             state.save(place.scratch, moving)
         place.progress.epoch(result)
         if stops:
@@ -124,9 +134,9 @@ def _conditions(
         "precision": arithmetic.precision,
         "memory format": str(layout).removeprefix("torch."),
         "threads": str(torch.get_num_threads()),
-        "the settings": canonical_json(config.model_dump(mode="json", by_alias=True)).decode(),
-        "the number of samples": str(len(data.train)),
-        "the weights to begin with": digest_of(objective),
+        _SETTINGS: canonical_json(config.model_dump(mode="json", by_alias=True)).decode(),
+        _SAMPLES: str(len(data.train)),
+        _BEGINNING: digest_of(objective),
     }
 
 
@@ -147,4 +157,6 @@ def _compiled(model: nn.Module) -> Iterator[None]:
 @functools.cache
 def _accelerator(device: str) -> Accelerator:
     # Its own mixed precision stays off: it is fixed per process, while ours may differ from stage to stage.
-    return Accelerator(cpu=device == "cpu", mixed_precision="no")
+    # A parameter that the loss does not depend on is left alone, as by one process. Buffers are made alike after each epoch.
+    wrapped = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    return Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[wrapped])

@@ -7,23 +7,29 @@ import torch.nn.functional as F
 from torch import nn
 
 from compress.data.base import Split
+from compress.distributed import ALONE, Group
 from compress.models.answers import logits_of
 
 _BATCH = 256
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: Split, device: str) -> tuple[float, int]:
-    """Mean cross-entropy and number of correct answers on a split, in float32; `model` must be on `device`."""
+def evaluate(model: nn.Module, split: Split, device: str, group: Group = ALONE) -> tuple[float, int]:
+    """Mean cross-entropy and number of correct answers on a split, in float32; `model` must be on `device`.
+
+    Of a group each process asks its own model about its part of the split, and all get the same result.
+    """
     model.eval()
     # Sums on the device: reading each batch would make a GPU wait.
     loss, correct = (
         torch.zeros((), dtype=torch.float64, device=device),
         torch.zeros((), dtype=torch.int64, device=device),
     )
-    for batch in split.batches(_BATCH):
+    for batch in split.batches(_BATCH, shard=group.shard):
+        if len(batch.labels) == 0:
+            continue  # fewer samples than processes
         inputs, labels, *_ = batch.to(device)
         logits = logits_of(model(*inputs)).float()
         loss += F.cross_entropy(logits, labels, reduction="sum")
         correct += (logits.argmax(1) == labels).sum()
-    return float(loss) / len(split), int(correct)
+    return float(group.sum(loss)) / len(split), int(group.sum(correct))

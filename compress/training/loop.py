@@ -9,10 +9,11 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.config import TaughtConfig, TrainingConfig
 from compress.data.base import Batch, DecisionData
+from compress.errors import TrainingError
 from compress.events import EpochResult
 from compress.methods.schedules import learning_rate
 from compress.seeds import derive_seed
@@ -47,11 +48,21 @@ class Loop:
         self._layout, self._data, self._config, self._place = layout, data, config, place
         self._mixer = Mixer(config, len(data.classes), place.seed)
         self._model = moving.objective.model
+        self._group = place.group
+        self._world = place.group.shard.world
         self.batch_size = min(config.batch_size, len(data.train))
-        self._parts = min(config.accumulate, max(1, self.batch_size // 2))
+        if self.batch_size < 2 * self._world and self._world > 1:
+            raise TrainingError(
+                f"batch_size: {self.batch_size} samples are too few for {self._world} processes, each needs two or more"
+            )
+        self._parts = min(config.accumulate, max(1, self.batch_size // (2 * self._world)))
         self._steps = len(data.train) // self.batch_size
         self._total_steps = config.epochs * self._steps
         self._last_validation = ""
+        # The processes of a group each take their gradients to the others while these are still being computed.
+        self._objective: nn.Module = moving.objective
+        if self._world > 1:
+            self._objective = accelerator.prepare_model(moving.objective)
 
     def epoch(self, epoch: int) -> EpochResult:
         """Train for an epoch (from 0) and validate what would be kept.
@@ -61,6 +72,7 @@ class Loop:
         """
         started = time.perf_counter()
         loss = self._train(epoch)
+        self._group.follow_leader(self._moving.statistics())
         trained = time.perf_counter() - started
         validation_loss, correct = self._validate()
         percent = 100.0 * correct / len(self._data.validation)
@@ -100,13 +112,13 @@ class Loop:
             for step, batch in enumerate(self._batches(epoch, seed)):
                 total += self._step(self._mixer.mix(batch, epoch, step), epoch * self._steps + step)
                 if step % between == 0:
-                    loss = float(total) / (step + 1)
+                    loss = self._mean(total, step + 1)
                     if not math.isfinite(loss):
                         when = f"in epoch {epoch + 1} (by step {step + 1} of {self._steps})"
                         raise self._not_finite("the loss is", when)
                     standing = f"loss {loss:.4f}{self._last_validation}"
                 self._place.progress.work(f"epoch {epoch + 1}/{self._config.epochs}", step + 1, self._steps, standing)
-        loss = float(total) / self._steps
+        loss = self._mean(total, self._steps)
         if not math.isfinite(loss):
             raise self._not_finite("the loss is", f"in epoch {epoch + 1}")
         return loss
@@ -114,7 +126,10 @@ class Loop:
     def _batches(self, epoch: int, seed: int) -> Iterator[Batch]:
         cache = self._config.cache if isinstance(self._config, TaughtConfig) else None
         view = epoch % cache.views if cache is not None else None
-        for batch in self._data.train.batches(self.batch_size, seed=seed, drop_last=True, view=view):
+        batches = self._data.train.batches(
+            self.batch_size, seed=seed, drop_last=True, view=view, shard=self._group.shard
+        )
+        for batch in batches:
             yield laid_out(batch.to(self._accelerator.device), self._layout)
 
     def _step(self, batch: Batch, step: int) -> Tensor:
@@ -124,12 +139,16 @@ class Loop:
         for group in moving.optimizer.param_groups:
             group["lr"] = rate
         moving.optimizer.zero_grad(set_to_none=True)
-        losses = []
+        losses: list[Tensor] = []
+        # The mean over processes, which is what all of them go on with, is then that over the samples of all.
+        whole = self._world * len(batch.labels) / self.batch_size
         for part, share in divided(batch, self._parts):
-            with self._arithmetic.autocast():
-                loss = moving.objective(part, position)
-            weighted = loss if share == 1 else share * loss
-            self._accelerator.backward(scaler.scale(weighted))
+            later = len(losses) + 1 < self._parts and self._world > 1
+            with self._accelerator.no_sync(self._objective) if later else nullcontext():
+                with self._arithmetic.autocast():
+                    loss = self._objective(part, position)
+                weighted = loss if whole * share == 1 else whole * share * loss
+                self._accelerator.backward(scaler.scale(weighted))
             losses.append(weighted.detach())
         if self._config.gradient_clip is not None:
             scaler.unscale_(moving.optimizer)
@@ -145,7 +164,11 @@ class Loop:
         # Compiling for evaluation mode, and for the last batch's size, would take longer than it saves.
         eager = torch.compiler.set_stance("force_eager") if self._config.compile else nullcontext()
         with self.kept(), eager:
-            return evaluate(self._model, self._data.validation, str(self._accelerator.device))
+            return evaluate(self._model, self._data.validation, str(self._accelerator.device), self._group)
+
+    def _mean(self, total: Tensor, steps: int) -> float:
+        """The mean loss over steps and processes."""
+        return float(self._group.sum(total.clone())) / (steps * self._world)
 
     def _learning_rate(self, step: int) -> float:
         config = self._config

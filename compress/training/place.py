@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from compress.distributed import ALONE, Group
 from compress.events import Progress
 
 
@@ -20,3 +21,5 @@ class Workplace:
     progress: Progress
     cache: Path | None = None
     """Folder of teachers' answers, shared by the trainings of a run; None keeps them in `scratch`."""
+    group: Group = ALONE
+    """The processes that train together, each in such a workplace; all see the same folders."""

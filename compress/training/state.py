@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,12 @@ class Moving:
         if self.average is not None:
             found |= {f"average.{name}": tensor for name, tensor in self.average.tensors.items()}
         return found
+
+    def statistics(self) -> Iterator[Tensor]:
+        """What each process finds from its own samples: buffers, such as those of batch norms, and averages of them."""
+        yield from self.objective.buffers()
+        if self.average is not None:
+            yield from self.average.tensors.values()
 
     def scalars(self) -> dict[str, Any]:
         """The numbers beside them, as JSON takes them."""

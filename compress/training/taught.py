@@ -138,7 +138,16 @@ def _teacher(
         # One cache per model: their mean depends on the temperature, and other students may want another one.
         folder = place.cache or place.scratch / "teacher"
         members = [
-            CachedTeacher(one, data.train, config.cache, each.identity, folder, place.progress, at=f"{at}.cache")
+            CachedTeacher(
+                one,
+                data.train,
+                config.cache,
+                each.identity,
+                folder,
+                place.progress,
+                shard=place.group.shard,
+                at=f"{at}.cache",
+            )
             for one, each in zip(asked, teachers, strict=True)
         ]
     if len(members) > 1:

@@ -1,0 +1,173 @@
+"""Several processes train one model: as one process would, with one of them writing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from distributed_cases import CASES, FAILING, OWN_STATISTICS, train
+from safetensors.torch import load_file
+from training_cases import Recorder
+
+from compress import load_pipeline, run
+from compress.distributed import ALONE
+from compress.results import load_results
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TESTS = Path(__file__).parent
+
+
+def launch(*command, cwd=None, **environment):
+    """Run a program in two processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"}
+    found |= {"CUDA_VISIBLE_DEVICES": "", **environment}
+    return subprocess.run(
+        [*launcher, *map(str, command)], capture_output=True, text=True, timeout=240, cwd=cwd, env=found, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def augmented(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("augmented")
+    return tiny.pipeline(folder, data={**tiny.data, "augment": {"crop": 1, "flip": True}})
+
+
+@pytest.fixture(scope="module")
+def together(augmented, tmp_path_factory):
+    """The folder in which two processes left what each of them ended with."""
+    folder = tmp_path_factory.mktemp("together")
+    path = folder / "pipeline.json"
+    path.write_text(json.dumps(augmented.model_dump(mode="json", by_alias=True)))
+    done = launch(TESTS / "distributed_cases.py", path, folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def ended(folder, name, rank):
+    weights = load_file(folder / f"{name}-{rank}.safetensors")
+    return weights, json.loads((folder / f"{name}-{rank}.json").read_text())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_find_what_one_finds(name, together, augmented, tmp_path):
+    weights, rows, _ = train(CASES[name], augmented, tmp_path)
+    found, told = ended(together, name, 0)
+    for key, tensor in weights.items():
+        torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+    assert len(told["rows"]) == len(rows)
+    for own, one in zip(told["rows"], rows, strict=True):
+        assert own == pytest.approx(one, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", [*CASES, *OWN_STATISTICS])
+def test_processes_end_with_the_same_weights_to_the_bit(name, together):
+    first, second = (ended(together, name, rank) for rank in (0, 1))
+    assert all(torch.equal(first[0][key], second[0][key]) for key in first[0].keys() | second[0].keys())
+    assert first[1]["rows"] == second[1]["rows"]
+
+
+def test_a_killed_training_goes_on_in_all_processes(together):
+    for rank in (0, 1):
+        assert "goes on after epoch 1 of 3" in ended(together, "resumed", rank)[1]["notes"]
+
+
+def test_only_the_first_process_asks_the_teacher(together):
+    answers = [ended(together, "cached", rank)[1]["notes"] for rank in (0, 1)]
+    assert [sum("the teacher's answers take" in note for note in notes) for notes in answers] == [1, 0]
+
+
+def failures(together, name):
+    return [(together / f"{name}-{rank}.txt").read_text() for rank in (0, 1) if (together / f"{name}-{rank}.txt").exists()]
+
+
+def test_all_processes_notice_a_training_that_goes_astray(together):
+    first, second = failures(together, "astray")
+    assert first == second
+    assert "epoch 1" in first
+    assert "learning_rate" in first
+
+
+def test_a_batch_has_two_samples_for_each_process(together):
+    for text in failures(together, "too_many"):
+        assert text == "batch_size: 3 samples are too few for 2 processes, each needs two or more"
+
+
+def test_a_process_that_begins_elsewhere_says_so(together):
+    (text,) = failures(together, "strangers")
+    assert text.startswith("process 1 of 2 cannot train along: the weights to begin with is not")
+
+
+def test_every_case_was_run(together):
+    assert {path.stem for path in together.glob("*-?.*")} >= {f"{name}-1" for name in [*CASES, *OWN_STATISTICS, *FAILING]}
+
+
+def test_one_process_alone_is_a_group(tmp_path):
+    assert ALONE.leads
+    assert ALONE.told({"a": [1, None]}) == {"a": [1, None]}
+    assert ALONE.sum(torch.ones(2)).tolist() == [1.0, 1.0]
+    ALONE.check_alike({"anything": "at all"})
+
+
+# The command
+
+
+@pytest.fixture
+def project(tiny, tmp_path):
+    (tmp_path / "one").mkdir()
+    small = {"factory": tiny.factory, "kwargs": {"width": 8}}
+    training = {"epochs": 2, "batch_size": 16, "batchnorm": "frozen", "precision": "fp32"}
+    return tiny.pipeline(
+        tmp_path,
+        {"train": training},
+        {"distill": {"student": small, "cache": {"views": 1}, **training}},
+        {"prune": {"target": {"macs": 0.7}, "recovery": training}},
+        {"quantize": {"calibration": {"samples": 16}}},
+        {"export": {"agreement": 0.5}},
+    )
+
+
+def test_a_pipeline_in_two_processes_ends_as_in_one(project, tmp_path):
+    done = launch("-m", "compress", "run", "pipeline.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("distill done") == 1
+    two = load_results(tmp_path / "runs" / "tiny" / "results.json")
+    one = run(project, runs=tmp_path / "one", progress=Recorder())
+    assert [row.stage for row in two.stages] == [row.stage for row in one.stages]
+    for ours, alone in zip(two.stages, one.stages, strict=True):
+        assert ours.parameters == alone.parameters
+        assert ours.accuracy.test.percent == pytest.approx(alone.accuracy.test.percent, abs=2.5)
+    assert two.command == "torchrun --nproc-per-node 2 -m compress run pipeline.yaml"
+    assert (tmp_path / "runs" / "tiny" / "dist" / "model.onnx").is_file()
+
+    again = launch("-m", "compress", "run", "pipeline.yaml", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("cached") == 6
+
+
+def test_a_killed_run_of_two_processes_goes_on(tiny, tmp_path):
+    settings = {"epochs": 3, "batch_size": 16, "batchnorm": "frozen"}
+    found = {}
+    for place, at in (("whole", 0), ("killed", 15)):
+        folder = tmp_path / place
+        folder.mkdir()
+        tiny.pipeline(folder, {"train": settings}, model={"factory": tiny.named("mortal")})
+        if at:
+            killed = launch("-m", "compress", "run", "pipeline.yaml", cwd=folder, DIE_AT=str(at))
+            assert killed.returncode != 0
+        done = launch("-m", "compress", "run", "pipeline.yaml", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert ("goes on after epoch 1 of 3" in done.stdout) == bool(at)
+        found[place] = load_results(folder / "runs" / "tiny" / "results.json").stages[-1].digest
+    assert found["whole"] == found["killed"]
+
+
+def test_errors_name_the_process_and_other_commands_stay_alone(project, tmp_path):
+    done = launch("-m", "compress", "validate", "pipeline.yaml", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "error (process 0): compress validate is for one process: start it without a launcher" in done.stderr
+    assert load_pipeline(tmp_path / "pipeline.yaml").name == "tiny"
