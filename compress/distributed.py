@@ -23,6 +23,7 @@ from compress.errors import TrainingError
 
 # While the first process measures, or asks a teacher, the others wait for it; one that dies is noticed at once all the same.
 _PATIENCE = datetime.timedelta(days=7)
+_ANOTHER = "another process has ended, its own message says why"
 
 
 class Group:
@@ -69,16 +70,19 @@ class Group:
         """Check that everybody has the same facts as the leader.
 
         Raises:
-            TrainingError: in each process that does not, naming the first that differs.
+            TrainingError: in all processes where one does not; in that one, naming the first that differs.
         """
         lead = self.told(dict(facts))
         assert isinstance(lead, dict)
-        for name, fact in facts.items():
-            if lead.get(name) != fact:
-                raise TrainingError(
-                    f"process {self.shard.rank} of {self.shard.world} cannot train along: {name} is not what it is in process "
-                    "0; all need the same code, data and libraries, and one folder of runs that all of them see"
-                )
+        differing = [name for name, fact in facts.items() if lead[name] != fact]
+        if int(self.sum(torch.tensor(len(differing)))) == 0:
+            return
+        if not differing:
+            raise TrainingError(_ANOTHER)
+        raise TrainingError(
+            f"process {self.shard.rank} of {self.shard.world} cannot train along: {differing[0]} is not what it is in process "
+            "0; all need the same code, data and libraries, and one folder of runs that all of them see"
+        )
 
 
 ALONE = Group()
@@ -111,7 +115,7 @@ def joined() -> Iterator[Group]:
         yield Group(Shard(dist.get_rank(), dist.get_world_size()))
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "Connection closed by peer" in str(error):
-            raise TrainingError("another process has ended, its own message says why") from None
+            raise TrainingError(_ANOTHER) from None
         raise
     finally:
         dist.destroy_process_group()

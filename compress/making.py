@@ -75,9 +75,7 @@ class Maker:
                 {"position": planned.position, **{name: str(path.resolve()) for name, path in folders.items()}}
             )
         settings, logs = identity(planned.settings), self._root / "trackers"
-        with tracked(
-            self._pipeline.trackers, self._pipeline.name, scratch.name, logs, settings, progress
-        ) as followed:
+        with tracked(self._pipeline.trackers, self._pipeline.name, scratch.name, logs, settings, progress) as followed:
             # Only export writes test accuracy down; no other stage gets to see it.
             seen = {split: dict(found) for split, found in parent_accuracy.items()} if planned.name == "export" else {}
             return self._made(planned, parent, reference, scratch, followed, seen)

@@ -27,7 +27,7 @@ def launch(*command, cwd=None, **environment):
     found = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"}
     found |= {"CUDA_VISIBLE_DEVICES": "", **environment}
     return subprocess.run(
-        [*launcher, *map(str, command)], capture_output=True, text=True, timeout=240, cwd=cwd, env=found, check=False
+        [*launcher, *map(str, command)], capture_output=True, text=True, timeout=120, cwd=cwd, env=found, check=False
     )
 
 
@@ -58,7 +58,7 @@ def test_two_processes_find_what_one_finds(name, together, augmented, tmp_path):
     weights, rows, _ = train(CASES[name], augmented, tmp_path)
     found, told = ended(together, name, 0)
     for key, tensor in weights.items():
-        torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
     assert len(told["rows"]) == len(rows)
     for own, one in zip(told["rows"], rows, strict=True):
         assert own == pytest.approx(one, rel=1e-3, abs=1e-5)
@@ -82,7 +82,9 @@ def test_only_the_first_process_asks_the_teacher(together):
 
 
 def failures(together, name):
-    return [(together / f"{name}-{rank}.txt").read_text() for rank in (0, 1) if (together / f"{name}-{rank}.txt").exists()]
+    return [
+        (together / f"{name}-{rank}.txt").read_text() for rank in (0, 1) if (together / f"{name}-{rank}.txt").exists()
+    ]
 
 
 def test_all_processes_notice_a_training_that_goes_astray(together):
@@ -98,12 +100,15 @@ def test_a_batch_has_two_samples_for_each_process(together):
 
 
 def test_a_process_that_begins_elsewhere_says_so(together):
-    (text,) = failures(together, "strangers")
-    assert text.startswith("process 1 of 2 cannot train along: the weights to begin with is not")
+    first, second = failures(together, "strangers")
+    assert first == "another process has ended, its own message says why"
+    assert second.startswith("process 1 of 2 cannot train along: the weights to begin with is not")
 
 
 def test_every_case_was_run(together):
-    assert {path.stem for path in together.glob("*-?.*")} >= {f"{name}-1" for name in [*CASES, *OWN_STATISTICS, *FAILING]}
+    assert {path.stem for path in together.glob("*-?.*")} >= {
+        f"{name}-1" for name in [*CASES, *OWN_STATISTICS, *FAILING]
+    }
 
 
 def test_one_process_alone_is_a_group(tmp_path):
@@ -137,12 +142,12 @@ def test_a_pipeline_in_two_processes_ends_as_in_one(project, tmp_path):
     assert done.stdout.count("distill done") == 1
     two = load_results(tmp_path / "runs" / "tiny" / "results.json")
     one = run(project, runs=tmp_path / "one", progress=Recorder())
-    assert [row.stage for row in two.stages] == [row.stage for row in one.stages]
-    for ours, alone in zip(two.stages, one.stages, strict=True):
+    assert [row.stage for row in two.rows] == [row.stage for row in one.rows]
+    for ours, alone in zip(two.rows, one.rows, strict=True):
         assert ours.parameters == alone.parameters
         assert ours.accuracy.test.percent == pytest.approx(alone.accuracy.test.percent, abs=2.5)
     assert two.command == "torchrun --nproc-per-node 2 -m compress run pipeline.yaml"
-    assert (tmp_path / "runs" / "tiny" / "dist" / "model.onnx").is_file()
+    assert (tmp_path / "runs" / "tiny" / "dist" / two.artifact.model).is_file()
 
     again = launch("-m", "compress", "run", "pipeline.yaml", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
@@ -162,7 +167,7 @@ def test_a_killed_run_of_two_processes_goes_on(tiny, tmp_path):
         done = launch("-m", "compress", "run", "pipeline.yaml", cwd=folder)
         assert done.returncode == 0, done.stderr
         assert ("goes on after epoch 1 of 3" in done.stdout) == bool(at)
-        found[place] = load_results(folder / "runs" / "tiny" / "results.json").stages[-1].digest
+        found[place] = load_results(folder / "runs" / "tiny" / "results.json").rows[-1].digest
     assert found["whole"] == found["killed"]
 
 

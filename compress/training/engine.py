@@ -107,7 +107,9 @@ def _train(
         if diverged(state.validated, len(data.classes), usual):
             raise astray(f"in epoch {epoch + 1}", config)
         stops = config.early_stopping is not None and stalled(state.validated, config.early_stopping)
-        if epoch + 1 < config.epochs and not stops and place.group.leads:  # after the last one the checkpoint itself is written
+        if (
+            epoch + 1 < config.epochs and not stops and place.group.leads
+        ):  # after the last one the checkpoint itself is written
             state.save(place.scratch, moving)
         place.progress.epoch(result)
         if stops:
@@ -157,6 +159,4 @@ def _compiled(model: nn.Module) -> Iterator[None]:
 @functools.cache
 def _accelerator(device: str) -> Accelerator:
     # Its own mixed precision stays off: it is fixed per process, while ours may differ from stage to stage.
-    # A parameter that the loss does not depend on is left alone, as by one process. Buffers are made alike after each epoch.
-    wrapped = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
-    return Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[wrapped])
+    return Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[DistributedDataParallelKwargs()])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from accelerate import Accelerator
@@ -22,6 +22,7 @@ from compress.training.evaluation import evaluate
 from compress.training.failures import not_finite
 from compress.training.layout import laid_out
 from compress.training.mixer import Mixer
+from compress.training.parallel import shared
 from compress.training.place import Workplace
 from compress.training.precision import Arithmetic
 from compress.training.state import Moving
@@ -59,10 +60,9 @@ class Loop:
         self._steps = len(data.train) // self.batch_size
         self._total_steps = config.epochs * self._steps
         self._last_validation = ""
-        # The processes of a group each take their gradients to the others while these are still being computed.
         self._objective: nn.Module = moving.objective
         if self._world > 1:
-            self._objective = accelerator.prepare_model(moving.objective)
+            self._objective = shared(moving.objective, accelerator, self._first_loss)
 
     def epoch(self, epoch: int) -> EpochResult:
         """Train for an epoch (from 0) and validate what would be kept.
@@ -100,15 +100,9 @@ class Loop:
 
     def _train(self, epoch: int) -> float:
         """The mean loss of an epoch."""
-        seed = derive_seed(self._place.seed, "epoch", epoch)
-        self._moving.objective.train()
-        if self._config.batchnorm == "frozen":
-            freeze(self._moving.objective)
         standing, between = "", max(1, self._steps // _READINGS)
-        device = self._accelerator.device
-        total = torch.zeros((), device=device)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        total = torch.zeros((), device=self._accelerator.device)
+        with self._training(epoch) as seed:
             for step, batch in enumerate(self._batches(epoch, seed)):
                 total += self._step(self._mixer.mix(batch, epoch, step), epoch * self._steps + step)
                 if step % between == 0:
@@ -122,6 +116,26 @@ class Loop:
         if not math.isfinite(loss):
             raise self._not_finite("the loss is", f"in epoch {epoch + 1}")
         return loss
+
+    @contextmanager
+    def _training(self, epoch: int) -> Iterator[int]:
+        """Inside, everything is in training mode and what is drawn depends on the seed of the epoch, which it gives."""
+        seed = derive_seed(self._place.seed, "epoch", epoch)
+        self._moving.objective.train()
+        if self._config.batchnorm == "frozen":
+            freeze(self._moving.objective)
+        device = self._accelerator.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield seed
+
+    def _first_loss(self) -> Tensor:
+        """What the loss of a part of the first batch would be."""
+        with self._training(0) as seed, self._arithmetic.autocast():
+            batch = self._mixer.mix(next(self._batches(0, seed)), 0, 0)
+            part, _ = next(divided(batch, self._parts))
+            loss: Tensor = self._moving.objective(part, 0.0)
+            return loss
 
     def _batches(self, epoch: int, seed: int) -> Iterator[Batch]:
         cache = self._config.cache if isinstance(self._config, TaughtConfig) else None
