@@ -67,7 +67,7 @@ def main() -> None:
     try:
         app(prog_name="compress")
     except CompressError as error:
-        where = f" (process {machine.process_number()})" if machine.is_launched() else ""
+        where = f" (process {machine.process_number()})" if machine.processes() > 1 else ""
         for problem in error.problems if isinstance(error, ConfigError) else (error,):
             errors.print(f"[red]error{where}:[/red] {literal(str(problem))}", soft_wrap=True)
         sys.exit(error.exit_code)
@@ -87,7 +87,7 @@ def _options(
     ] = False,
 ) -> None:
     del version
-    if machine.is_launched() and context.invoked_subcommand != "run":
+    if machine.processes() > 1 and context.invoked_subcommand != "run":
         raise CompressError(f"compress {context.invoked_subcommand} is for one process: start it without a launcher")
 
 

@@ -19,11 +19,13 @@ from torch import distributed as dist
 
 from compress import machine
 from compress.data.base import WHOLE, Shard
-from compress.errors import TrainingError
+from compress.errors import TrainingError, first_line
 
 # While the first process measures, or asks a teacher, the others wait for it; one that dies is noticed at once all the same.
 _PATIENCE = datetime.timedelta(days=7)
-_ANOTHER = "another process has ended, its own message says why"
+_ANOTHER = "the connection to another process is lost, its own message says why"
+# How gloo's messages begin, and what of it is said where the system closes a connection.
+_GLOO = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
 class Group:
@@ -51,6 +53,12 @@ class Group:
         found: JsonValue = json.loads(content.numpy().tobytes())
         return found
 
+    def shared(self, values: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+        """What the leader gives here, by name."""
+        found = self.told(dict(values))
+        assert isinstance(found, dict)
+        return found
+
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of everybody's tensors, all of one shape; the one given may be overwritten."""
         if self.shard.world > 1:
@@ -72,8 +80,7 @@ class Group:
         Raises:
             TrainingError: in all processes where one does not; in that one, naming the first that differs.
         """
-        lead = self.told(dict(facts))
-        assert isinstance(lead, dict)
+        lead = self.shared(facts)
         differing = [name for name, fact in facts.items() if lead[name] != fact]
         if int(self.sum(torch.tensor(len(differing)))) == 0:
             return
@@ -94,7 +101,7 @@ def joined() -> Iterator[Group]:
     """Inside, the processes that were started together are a group; one alone where nothing says otherwise.
 
     Raises:
-        TrainingError: where there are more processes on this machine than it has GPUs, and where one of them ends early.
+        TrainingError: where processes and GPUs of this machine do not fit, and where one of them ends early.
     """
     if not machine.is_launched():
         yield ALONE
@@ -108,14 +115,19 @@ def joined() -> Iterator[Group]:
                 f"{machine.processes_here()} processes on a machine with {torch.cuda.device_count()} GPUs: start at most one "
                 "for each; with CUDA_VISIBLE_DEVICES= (empty) and device: cpu they train on the CPU"
             )
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        if "LOCAL_RANK" not in os.environ:
+            raise TrainingError(
+                "LOCAL_RANK: not set, so that no process knows its GPU: start them by torchrun, or set it to the number of the "
+                "process on its machine"
+            )
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"  # who waits for the leader on gloo sleeps, on NCCL it would keep a core busy
     dist.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield Group(Shard(dist.get_rank(), dist.get_world_size()))
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "Connection closed by peer" in str(error):
-            raise TrainingError(_ANOTHER) from None
+        if isinstance(error, dist.DistError) or any(word in str(error) for word in _GLOO):
+            raise TrainingError(f"{_ANOTHER}: {first_line(error)}") from error
         raise
-    finally:
-        dist.destroy_process_group()
+    # Only where all went well: NCCL waits here for processes that may be waiting for this one's next call.
+    dist.destroy_process_group()

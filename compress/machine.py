@@ -66,8 +66,8 @@ def cores() -> int:
 
 
 def is_launched() -> bool:
-    """Whether this process is one of several that were started together, by torchrun or accelerate launch."""
-    return processes() > 1
+    """Whether torchrun, or another launcher that says so as it does, started this process."""
+    return "LOCAL_RANK" in os.environ or processes() > 1
 
 
 def processes() -> int:

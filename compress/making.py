@@ -22,13 +22,17 @@ from compress.config.located import located, within
 from compress.data.base import DecisionData
 from compress.data.load import load_data
 from compress.distributed import Group
-from compress.errors import CompressError
+from compress.errors import CompressError, TrainingError
 from compress.events import Progress, Silent
 from compress.plan import Keys, Planned, planned_stages
-from compress.provenance import code_digest, identity
+from compress.provenance import identity
 from compress.stages import STAGES
 from compress.stages.base import Context
+from compress.training.failures import out_of_memory_as
 from compress.training.trackers import tracked
+
+ANSWERS = "teacher"
+"""Folder of a run in which teachers' answers are kept."""
 
 
 class Maker:
@@ -44,8 +48,7 @@ class Maker:
             raise CompressError("device: the driver has a CUDA device but this torch cannot use it; set device: cpu")
         self._pipeline, self._data, self._keys, self._root, self._group = pipeline, data, keys, root, group
         self.trusted = frozenset(model.factory for _, model in pipeline.models())
-        code = code_digest("compress.training.engine")
-        group.check_alike({"the device": keys.device, "the version of torch": torch.__version__, "the code": code})
+        group.check_alike(keys.shared())
 
     def make(
         self,
@@ -95,8 +98,9 @@ class Maker:
             assert isinstance(task, dict)
             parent, reference, scratch = (Path(str(task[name])) for name in ("parent", "reference", "scratch"))
             planned = next(stage for stage in stages if stage.position == task["position"])
-            begin = [checkpoints.load(folder, self.trusted) for folder in (parent, reference)]
-            self._made(planned, begin[0], begin[1], scratch, Silent(), {})
+            with out_of_memory_as(TrainingError(f"out of memory in stage '{planned.label}'")):
+                begin = [checkpoints.load(folder, self.trusted) for folder in (parent, reference)]
+                self._made(planned, begin[0], begin[1], scratch, Silent(), {})
 
     def _made(
         self,
@@ -116,7 +120,7 @@ class Maker:
             scratch=scratch,
             progress=progress,
             trusted=self.trusted,
-            cache=self._root / "teacher",
+            cache=self._root / ANSWERS,
             group=self._group,
             answers_key=self._keys.answers(),
             parent_accuracy=parent_accuracy,

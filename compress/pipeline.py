@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from compress import checkpoint as checkpoints
@@ -20,7 +19,7 @@ from compress.data.load import load_data
 from compress.distributed import ALONE, Group
 from compress.errors import CheckpointError, TrainingError
 from compress.events import Progress, Silent
-from compress.making import Maker, announce, reproducible
+from compress.making import ANSWERS, Maker, announce, reproducible
 from compress.manifest import HistoryEntry
 from compress.measured import Measurement
 from compress.outcome import Outcome
@@ -30,6 +29,7 @@ from compress.provenance import identity
 from compress.results import Results
 from compress.rows import Done
 from compress.stages import source
+from compress.training.failures import out_of_memory_as
 
 _OUT_OF_MEMORY = "out of memory in stage '{}': try a smaller batch_size of the stage, or a smaller bench.batch_size"
 
@@ -60,7 +60,10 @@ def run(
 
     Raises:
         CompressError: whatever the user can mend; what was finished before stays.
+        ValueError: in a process that does not lead its group.
     """
+    if not group.leads:
+        raise ValueError("the leader of a group runs the pipeline, the others call compress.making.assist")
     with located(pipeline):
         return _Run(pipeline, Path(runs), progress or Silent(), group, fresh=fresh, command=command).run(until)
 
@@ -86,6 +89,8 @@ class _Run:
         announce(self.pipeline, self.root, self.group)
         self.maker = Maker(self.pipeline, self.data.for_decisions(), self.keys, self.root, self.group)
         self.cache.sweep()
+        if self.fresh:
+            shutil.rmtree(self.root / ANSWERS, ignore_errors=True)
         with reproducible(self.keys.threads):
             self.bench = Bench(
                 self.data,
@@ -96,9 +101,10 @@ class _Run:
                 self.progress,
             )
             done = self._stages(stages)
-        self.maker.finish()
         outcome = Outcome(self.pipeline, self.data, self.root, self.progress, self.command, self.warnings)
-        return outcome.write(done, reuse_times=not self.fresh)
+        results = outcome.write(done, reuse_times=not self.fresh)
+        self.maker.finish()  # not before: a launcher ends what is left where some machines are done long before others
+        return results
 
     def _warn(self, text: str) -> None:
         self.warnings.append(text)
@@ -110,7 +116,7 @@ class _Run:
         for planned in stages:
             parent = done[-1] if done else None
             reference = done[min(len(done) - 1, reference_at)] if done else None
-            with _clear_memory_errors(planned.label):
+            with out_of_memory_as(TrainingError(_OUT_OF_MEMORY.format(planned.label))):
                 done.append(self._stage(planned, parent, reference, stages))
             if planned.position == reference_at:
                 check_reference(done[-1], self._warn)
@@ -192,15 +198,3 @@ def _summary(measurement: Measurement) -> str:
         f"validation {validation.percent:.2f} %, test {test.percent:.2f} %, {measurement.parameters:,} parameters, "
         f"{measurement.macs / 1e6:.2f} M MACs, {measurement.size.size_bytes:,} bytes"
     )
-
-
-@contextlib.contextmanager
-def _clear_memory_errors(stage: str) -> Iterator[None]:
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise TrainingError(_OUT_OF_MEMORY.format(stage)) from error
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):  # how torch's CPU allocator says it
-            raise
-        raise TrainingError(_OUT_OF_MEMORY.format(stage)) from error

@@ -121,7 +121,7 @@ class Keys:
             "bfloat16": machine.has_fast_bfloat16(),
             "vnni": machine.has_vnni(),
             "architecture": "arm" if machine.is_arm() else "x86",
-            **({"processes": machine.processes()} if machine.is_launched() else {}),
+            **({"processes": machine.processes()} if machine.processes() > 1 else {}),
         }
 
     def stage(
@@ -147,6 +147,14 @@ class Keys:
             "machine": None if planned.name == SOURCE else self._place,
             "versions": dict(versions(planned.module)),
             "code": code_digest(planned.module),
+        }
+
+    def shared(self) -> dict[str, str]:
+        """What processes that train together must all have, by a name for messages."""
+        return {
+            "the device": self.device,
+            "the data": key_digest(self._data),
+            "the code, or the versions of libraries": key_digest(self.answers() | {"machine": None}),
         }
 
     def answers(self) -> dict[str, JsonValue]:

@@ -38,6 +38,19 @@ class Wasteful(nn.Module):
         return self.model(x)
 
 
+class Drawing(nn.Module):
+    """Draws a number in each step of a training, as dropout does, and remembers it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.drawn = model, []
+
+    def forward(self, x):
+        if self.training:
+            self.drawn.append(torch.rand(()).item())
+        return self.model(x)
+
+
 @dataclass(frozen=True)
 class Case:
     """A training of the tiny model."""
@@ -53,6 +66,10 @@ class Case:
     """Whether it is killed after the first epoch, and goes on."""
     strangers: bool = False
     """Whether the second process begins with other weights."""
+    unlike: bool = False
+    """Whether the second process computes with more threads, as on another machine."""
+    draws: bool = False
+    """Whether the model draws numbers while it trains."""
 
 
 CASES = {
@@ -60,6 +77,7 @@ CASES = {
     "uneven": Case({"batch_size": 15}),
     "parts": Case({"accumulate": 2, "optimizer": "adamw", "learning_rate": 0.003, "gradient_clip": 0.5}),
     "average": Case({"ema": 0.9, "schedule": "cosine", "warm_up": 0.2}),
+    "killed": Case({"ema": 0.9, "schedule": "cosine", "warm_up": 0.2}, killed=True),
     "idle_layer": Case(wasteful=True),
     "taught": Case({}, (KD, LABELS)),
     "cached": Case({"cache": {"views": 2}}, (KD, LABELS)),
@@ -67,13 +85,14 @@ CASES = {
     "peers": Case({}, ({"labels": {}}, {"kd": {"from": "peers", "temperature": 1.0}}), peers=1),
     "own_average": Case({"ema_teacher": 0.9}, ({"labels": {}}, {"kd": {"from": "ema", "temperature": 1.0}})),
     "stops_early": Case({"epochs": 6, "early_stopping": 2}, misleading=True),
-    "resumed": Case({"ema": 0.9}, killed=True),
+    "unlike": Case({"cache": {"views": 2}}, (KD, LABELS), killed=True, unlike=True),
 }
 """Each process ends with the weights that one alone would have, but for rounding."""
 
 OWN_STATISTICS = {
     "statistics": Case({"batchnorm": "train", "ema": 0.9}),
     "blended": Case({"batchnorm": "train", "mixup": 0.4}),
+    "draws": Case(draws=True),
 }
 """Processes end with the same weights, but not with those of one alone."""
 
@@ -94,7 +113,7 @@ def train(case, pipeline, folder, group=ALONE):
 
     def once(progress):
         model = create(arch, seed=seed)
-        model = Wasteful(model) if case.wasteful else model
+        model = Wasteful(model) if case.wasteful else Drawing(model) if case.draws else model
         place = Workplace("cpu", 3, folder, progress, cache=folder / "teacher", group=group)
         if case.losses:
             student = {"factory": pipeline.model.factory}
@@ -109,20 +128,24 @@ def train(case, pipeline, folder, group=ALONE):
             objective = objective_of(model, config, data, place, at="train")
         return model, fit(objective, data, config, place)
 
-    recorder = Recorder()
+    recorder, threads = Recorder(), torch.get_num_threads()
+    torch.set_num_threads(threads + (case.unlike and not group.leads))
     if case.killed:
         with contextlib.suppress(KilledError):
             once(kill_after(1))
     model, rows = once(recorder)
-    return model.state_dict(), timeless(rows), recorder.notes
+    torch.set_num_threads(threads)
+    return model.state_dict(), timeless(rows), [*recorder.notes, *map(str, getattr(model, "drawn", ()))]
 
 
-def main(pipeline, folder):
+def main(pipeline, folder, *names):
+    """Train the cases with these names, or all of them; each process writes what it ended with."""
     torch.set_num_threads(1)
     pipeline = load_pipeline(pipeline)
     with joined() as group:
-        for name, case in (CASES | OWN_STATISTICS | FAILING).items():
-            out = Path(folder) / f"{name}-{group.shard.rank}"
+        known = CASES | OWN_STATISTICS | FAILING
+        for name in names or known:
+            case, out = known[name], Path(folder) / f"{name}-{group.shard.rank}"
             try:
                 weights, rows, notes = train(case, pipeline, Path(folder) / "work" / name, group)
             except CompressError as error:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from compress.methods.attacks import Reach, fgsm, in_evaluation, label_loss_of, pgd
+from compress.methods.attacks import Reach, fgsm, label_loss_of, pgd
+from compress.models.modes import in_evaluation
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 

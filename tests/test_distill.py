@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from conftest import MODEL
+from training_cases import Recorder
 
 from compress import cli, run
 from compress.config import LossEntry, TrainingConfig
@@ -247,6 +248,13 @@ def test_a_run_knows_its_peers_and_teachers_and_keeps_their_answers(pipeline, st
         runs=tmp_path / "runs",
     )
     assert {path.name for path in folder.iterdir()} == kept
+
+
+def test_fresh_asks_the_teacher_again(pipeline, student, tmp_path):
+    for fresh in (False, True):
+        recorder = Recorder()
+        run(pipeline({"student": student, "cache": {}}), runs=tmp_path / "runs", fresh=fresh, progress=recorder)
+        assert sum("the teacher's answers take" in note for note in recorder.notes) == 1
 
 
 def test_layers_are_known_to_recovery_after_a_student_took_over(pipeline, tiny, tmp_path):

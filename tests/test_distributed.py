@@ -21,9 +21,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 TESTS = Path(__file__).parent
 
 
-def launch(*command, cwd=None, **environment):
-    """Run a program in two processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def launch(*command, cwd=None, processes=2, **environment):
+    """Run a program in several processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     found = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"}
     found |= {"CUDA_VISIBLE_DEVICES": "", **environment}
     return subprocess.run(
@@ -71,9 +71,28 @@ def test_processes_end_with_the_same_weights_to_the_bit(name, together):
     assert first[1]["rows"] == second[1]["rows"]
 
 
-def test_a_killed_training_goes_on_in_all_processes(together):
+@pytest.mark.parametrize("name", ["killed", "unlike"])
+def test_a_killed_training_goes_on_in_all_processes(name, together):
     for rank in (0, 1):
-        assert "goes on after epoch 1 of 3" in ended(together, "resumed", rank)[1]["notes"]
+        assert "goes on after epoch 1 of 3" in ended(together, name, rank)[1]["notes"]
+
+
+def test_three_processes_go_on_at_the_same_bits(together):
+    # More than two add up in an order that depends on where a gradient stands among those that are sent together.
+    folder = together / "three"
+    folder.mkdir()
+    script = (TESTS / "distributed_cases.py", together / "pipeline.json", folder)
+    done = launch(*script, "average", "killed", processes=3)
+    assert done.returncode == 0, done.stderr
+    whole, killed = (ended(folder, name, 0) for name in ("average", "killed"))
+    assert "goes on after epoch 1 of 3" in killed[1]["notes"]
+    assert all(torch.equal(whole[0][key], killed[0][key]) for key in whole[0])
+
+
+def test_each_process_draws_for_itself(together):
+    first, second = (ended(together, "draws", rank)[1]["notes"] for rank in (0, 1))
+    assert first
+    assert set(first).isdisjoint(second)
 
 
 def test_only_the_first_process_asks_the_teacher(together):
@@ -101,7 +120,7 @@ def test_a_batch_has_two_samples_for_each_process(together):
 
 def test_a_process_that_begins_elsewhere_says_so(together):
     first, second = failures(together, "strangers")
-    assert first == "another process has ended, its own message says why"
+    assert first == "the connection to another process is lost, its own message says why"
     assert second.startswith("process 1 of 2 cannot train along: the weights to begin with is not")
 
 

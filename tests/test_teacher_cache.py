@@ -1,12 +1,12 @@
 """The teacher cache: the teacher's own answers, asked for once, whole or not there, and never those to something else."""
 
 import json
+import queue
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
-import threading
 from collections import namedtuple
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from compress.config import LossEntry, RecoveryConfig, TeacherCacheConfig
 from compress.config.data import ArraysConfig, Augment, PythonConfig, Validation
 from compress.data.base import DecisionData, Shard
 from compress.data.load import load_data
+from compress.distributed import ALONE, Group
 from compress.errors import StageError
 from compress.events import Silent
 from compress.training import Objective, Workplace, fit
@@ -116,9 +117,8 @@ def train(tmp_path):
 def cached(tmp_path):
     """Makes a teacher with a cache; all share one folder."""
 
-    def make(split, model=None, *, views=2, dtype="float32", identity="one", progress=None, shard=None):
+    def make(split, model=None, *, views=2, dtype="float32", identity="one", progress=None, group=ALONE):
         config = TeacherCacheConfig(views=views, dtype=dtype)
-        further = () if shard is None else (shard,)
         return CachedTeacher(
             OneTeacher(model or made()),
             split,
@@ -126,7 +126,7 @@ def cached(tmp_path):
             {"teacher": identity},
             tmp_path / "teacher",
             progress or Silent(),
-            *further,
+            group,
         )
 
     return make
@@ -333,6 +333,19 @@ def test_a_failed_computation_leaves_nothing(train, cached, tmp_path):
     assert folders(tmp_path) == []
 
 
+def test_a_teacher_too_large_for_the_memory_says_what_to_leave_out(train, cached, tmp_path):
+    class Large(Net):
+        def forward(self, x):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    split = train()
+    with pytest.raises(
+        StageError, match=r"^cache: out of memory while the teacher answers 256 samples at a time; leave cache out"
+    ):
+        answers(cached(split, made(Large)), split, view=0)
+    assert folders(tmp_path) == []
+
+
 def test_a_killed_computation_leaves_no_answers(train, cached, tmp_path):
     train()
     body = f"""
@@ -430,17 +443,33 @@ def test_a_killed_training_goes_on_with_the_same_bits(trained, tmp_path):
 # Several processes
 
 
-def test_other_processes_wait_for_the_first(train, cached):
-    split, waiting, found = train(), made(), []
-    follower = cached(split, waiting, shard=Shard(1, 2))
-    thread = threading.Thread(target=lambda: found.append(answers(follower, split, view=0)))
-    thread.start()
-    thread.join(0.5)
-    assert thread.is_alive()
-    expected = answers(cached(split, shard=Shard(0, 2)), split, view=0)
-    thread.join(30)
-    assert torch.equal(found[0], expected)
-    assert waiting.asked == []
+class Told(Group):
+    """A process that hears what another one says through a queue."""
+
+    def __init__(self, rank, line):
+        super().__init__(Shard(rank, 2))
+        self.line = line
+
+    def told(self, value=None):
+        if self.leads:
+            self.line.put(value)
+            return value
+        return self.line.get(timeout=60)
+
+
+def test_other_processes_take_what_the_first_computed(train, cached):
+    split, idle, line = train(), made(), queue.Queue()
+    expected = answers(cached(split, group=Told(0, line)), split, view=0)
+    assert torch.equal(answers(cached(split, idle, group=Told(1, line)), split, view=0), expected)
+    assert idle.asked == []
+
+
+def test_a_process_that_does_not_see_the_answers_says_so(train, cached, tmp_path):
+    line = queue.Queue()
+    line.put(str(tmp_path / "elsewhere"))
+    split = train()
+    with pytest.raises(StageError, match=r"^cache: .*elsewhere: what the first process computed is not there"):
+        answers(cached(split, group=Told(1, line)), split, view=0)
 
 
 # Room

@@ -124,6 +124,17 @@ def test_other_errors_stay_what_they_are(make, train):
         train(model)
 
 
+def test_layers_dropped_at_random_cannot_be_trained_together(make, train):
+    model = make()
+
+    def forward(x):
+        raise RuntimeError("Expected to have finished reduction in the prior iteration before starting a new one.")
+
+    model.forward = forward
+    with pytest.raises(TrainingError, match=r"leaves parameters out in some steps .* train in one process"):
+        train(model)
+
+
 def test_a_model_that_cannot_be_compiled_says_so(train, monkeypatch):
     class BackendError(RuntimeError):
         __module__ = "torch._inductor.exc"

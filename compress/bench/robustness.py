@@ -22,9 +22,10 @@ from compress.data.base import WHOLE, Batch, DecisionData, Input, Inputs, Shard,
 from compress.data.splits import stratified_sample
 from compress.errors import DataError, ModelError, first_line, listed
 from compress.events import Progress, Silent
-from compress.methods.attacks import Reach, fgsm, in_evaluation, label_loss_of, pgd
+from compress.methods.attacks import Reach, fgsm, label_loss_of, pgd
 from compress.methods.corruptions import FAMILIES, VALUE_FAMILIES, corrupt, corrupt_values
 from compress.models.answers import logits_of
+from compress.models.modes import in_evaluation
 from compress.seeds import derive_seed
 
 Answers = NDArray[np.int64]
@@ -79,18 +80,13 @@ class Plan:
         return tuple((attack, epsilon) for attack in self.attacks for epsilon in self.config.epsilons)
 
 
-def is_image(given: Input) -> bool:
-    """Whether an input is an image: those, and no others, are normalised."""
-    return bool(given.mean)
-
-
 def families_for(inputs: Sequence[Input]) -> tuple[str, ...]:
     """Families of corruptions that these inputs can have: those of images where there is one, else those of numbers.
 
     Raises:
         DataError: where all inputs are numbers that stand for something, such as tokens.
     """
-    if any(map(is_image, inputs)):
+    if any(each.is_image for each in inputs):
         return tuple(FAMILIES)
     if any(each.dtype == "float32" for each in inputs):
         return tuple(VALUE_FAMILIES)
@@ -106,7 +102,7 @@ def attackable(inputs: Sequence[Input]) -> Input:
     Raises:
         DataError: where there is not exactly one image.
     """
-    images = [each for each in inputs if is_image(each)]
+    images = [each for each in inputs if each.is_image]
     if len(images) == 1:
         return images[0]
     reason = "is no image" if len(inputs) == 1 else f"hold {len(images)} images"
@@ -281,7 +277,7 @@ def _corrupted(
         return [torch.Generator().manual_seed(derive_seed(seed, family, name, index)) for index in indices]
 
     def one(tensor: Tensor, each: Input) -> Tensor:
-        if family in FAMILIES and is_image(each):
+        if family in FAMILIES and each.is_image:
             return _on_pixels(tensor, each, lambda pixels: corrupt(pixels, family, severity, generators(each.name)))
         if family in VALUE_FAMILIES and each.dtype == "float32":
             return corrupt_values(tensor, *spread[each.name], family, severity, generators(each.name))

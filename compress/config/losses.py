@@ -42,6 +42,11 @@ class TermConfig(Config):
     reads: ClassVar[Reads]
     """'labels' and 'student': no teacher; 'logits': what a teacher answers; 'features': what its layers give out."""
 
+    @property
+    def imitated(self) -> Literal["teacher", "peers", "ema"] | None:
+        """Who is imitated; None where nobody is."""
+        return None
+
 
 class LogitTermConfig(TermConfig):
     """A term that compares the student's logits with those of somebody who knows more."""
@@ -55,6 +60,11 @@ class LogitTermConfig(TermConfig):
         "Zhang et al. 2018, arXiv:1706.00384); the moving average of the student itself (Tarvainen & Valpola 2017, "
         "arXiv:1703.01780).",
     )
+
+    @property
+    def imitated(self) -> Literal["teacher", "peers", "ema"]:
+        """Whose logits."""
+        return self.source
 
 
 class KDLossConfig(LogitTermConfig):
@@ -137,6 +147,11 @@ class FeatureTermConfig(TermConfig):
     reads: ClassVar[Reads] = "features"
 
     layers: Layers
+
+    @property
+    def imitated(self) -> Literal["teacher"]:
+        """Whose layers: there are no others."""
+        return "teacher"
 
 
 class HintConfig(FeatureTermConfig):

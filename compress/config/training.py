@@ -205,9 +205,9 @@ class TaughtConfig(TrainingConfig):
             and max(self.teacher_share.start, self.teacher_share.end) > 1.0
         ):
             raise ValueError("teacher_share: must lie between 0 and 1 from start to end")
-        if self.teacher_share is not None and not any(term.reads in ("logits", "features") for term in terms):
+        if self.teacher_share is not None and all(term.imitated is None for term in terms):
             raise ValueError("teacher_share: no term of the losses imitates anybody")
-        if self.teacher_share is not None and all(term.reads in ("logits", "features") for term in terms):
+        if self.teacher_share is not None and all(term.imitated for term in terms):
             raise ValueError("teacher_share: all terms of the losses imitate, so that nothing is left to share with")
         if self.teacher_share is not None and self.losses == DISTILLATION_LOSSES:
             raise ValueError(
@@ -233,9 +233,6 @@ class TaughtConfig(TrainingConfig):
         return self
 
 
-def imitates(entry: LossEntry, source: str) -> bool:
-    """Whether a term reads that source: 'teacher', 'peers' or 'ema'."""
-    term = entry.settings
-    if term.reads == "features":
-        return source == "teacher"
-    return term.reads == "logits" and bool(term.source == source)
+def imitates(entry: LossEntry, source: Literal["teacher", "peers", "ema"]) -> bool:
+    """Whether a term imitates that source."""
+    return bool(entry.settings.imitated == source)

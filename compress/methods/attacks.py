@@ -7,15 +7,14 @@ teacher answers to the clean inputs.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 Loss: TypeAlias = Callable[[Tensor], Tensor]
 """From inputs (n, ...) to a loss per sample, (n,), which the attack makes large."""
@@ -80,7 +79,7 @@ def fgsm(loss: Loss, images: Float[Tensor, "n c h w"], reach: Reach) -> Float[Te
     section 4.
 
     Args:
-        loss: what is to grow. Layers that behave differently in training are the caller's business, see `in_evaluation`.
+        loss: what is to grow. Layers that behave differently in training are the caller's business.
         images: what the model takes, within the range of pixels.
         reach: ε and that range.
 
@@ -115,7 +114,7 @@ def pgd(
     arXiv:1706.06083, section 2.1; random starts and restarts: section 4.
 
     Args:
-        loss: what is to grow. Layers that behave differently in training are the caller's business, see `in_evaluation`.
+        loss: what is to grow. Layers that behave differently in training are the caller's business.
         images: what the model takes, within the range of pixels.
         reach: the radius ε of the ball and that range.
         step: change of a pixel per step, pixels in [0, 1], > 0.
@@ -144,18 +143,6 @@ def pgd(
         with torch.no_grad():
             worst.add(current, loss(current))
     return worst.images
-
-
-@contextlib.contextmanager
-def in_evaluation(model: nn.Module) -> Iterator[None]:
-    """Every layer of a model in evaluation mode, and each as it was afterwards: attacks must not move running means."""
-    before = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before.items():
-            module.training = training
 
 
 class _Worst:

@@ -46,7 +46,7 @@ def measuring_command(
 
 def _launcher() -> list[str]:
     """What stands before the command where several processes train together; on each machine, where there are several."""
-    if not machine.is_launched():
+    if machine.processes() == 1:
         return []
     here = machine.processes_here()
     nodes = machine.processes() // here

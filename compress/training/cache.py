@@ -7,12 +7,10 @@ size, so that a file does not depend on the training that asks, nor on where tha
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,11 +22,13 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from compress.config import TeacherCacheConfig
-from compress.data.base import WHOLE, Batch, Shard, Split
+from compress.data.base import Batch, Split
+from compress.distributed import ALONE, Group
 from compress.errors import StageError
 from compress.events import Progress
 from compress.files import canonical_json, new_folder, readable_json, sha256_of
 from compress.seeds import derive_seed
+from compress.training.failures import out_of_memory_as
 from compress.training.layout import laid_out
 from compress.training.teachers import OneTeacher
 
@@ -38,7 +38,6 @@ _FORMAT = 1
 _BATCH = 256
 _LOGITS, _RECORD = "logits.npy", "record.json"
 _DIGITS = 16
-_POLL_SECONDS = 0.2
 
 
 class CachedTeacher:
@@ -56,7 +55,7 @@ class CachedTeacher:
         identity: Mapping[str, JsonValue],
         folder: Path,
         progress: Progress,
-        shard: Shard = WHOLE,
+        group: Group = ALONE,
         at: str = "cache",
     ) -> None:
         """Nothing is computed yet.
@@ -68,7 +67,7 @@ class CachedTeacher:
             identity: what decides the answers besides what is known here: digest of the teacher, key and seed of the data.
             folder: where the folders of all caches stand. They are found again there by whoever needs the same answers.
             progress: is shown what is computed, and told how much room it takes.
-            shard: this process; the first one computes, all others wait for its files.
+            group: its leader computes, and tells the others where; all are asked about the same views in the same order.
             at: the key of the settings, for messages.
 
         Raises:
@@ -76,7 +75,7 @@ class CachedTeacher:
         """
         check_repeats(split, at)
         self._teacher, self._split, self._config, self._identity = teacher, split, config, identity
-        self._folder, self._progress, self._shard, self._at = folder, progress, shard, at
+        self._folder, self._progress, self._group, self._at = folder, progress, group, at
         self._device, self._layout = torch.device("cpu"), torch.contiguous_format
         self._views: dict[int, Logits] = {}
         self._told = False
@@ -103,21 +102,34 @@ class CachedTeacher:
         return torch.from_numpy(found).to(batch.labels.device, torch.float32)
 
     def _view(self, view: int) -> Logits:
-        """Logits (samples, classes) of a view, mapped; computed where they are not there."""
+        """Logits (samples, classes) of a view, mapped; computed where they are not there.
+
+        Raises:
+            StageError: in a process that does not see what the leader computed.
+        """
+        if self._group.leads:
+            logits, folder = self._made(view)
+            self._group.told(str(folder.resolve()))
+            return logits
+        folder = Path(str(self._group.told()))
+        try:
+            # Another processor, or number of threads, would have other keys; the answers are the leader's all the same.
+            return _mapped(folder, {})
+        except (FileNotFoundError, _UnusableError) as error:
+            raise StageError(f"{self._at}: {folder}: what the first process computed is not there: {error}") from None
+
+    def _made(self, view: int) -> tuple[Logits, Path]:
+        """The logits and their folder, computed where they are not there."""
         record: dict[str, JsonValue] = {"key": self._key(view), "inputs": self._inputs_digest(view)}
         folder = self._place(view)
-        while self._shard.rank > 0:
-            with contextlib.suppress(FileNotFoundError, _UnusableError):
-                return _mapped(folder, record)
-            time.sleep(_POLL_SECONDS)
         try:
-            return _mapped(folder, record)
+            return _mapped(folder, record), folder
         except FileNotFoundError:
             pass
         except _UnusableError as error:
             self._progress.note(f"the teacher's answers to view {view + 1} {error}: computed anew")
         self._compute(view, folder, record)
-        return _mapped(folder, record)
+        return _mapped(folder, record), folder
 
     def _key(self, view: int) -> dict[str, JsonValue]:
         """All that decides a view's answers, but for the inputs themselves."""
@@ -154,9 +166,13 @@ class CachedTeacher:
         """Ask about all samples of a view, and write what is said."""
         devices = [self._device] if self._device.type == "cuda" else []
         self._teacher.to(self._device, self._layout)
+        told = StageError(
+            f"{self._at}: out of memory while the teacher answers {_BATCH} samples at a time; leave cache out, and it answers "
+            "those of a step"
+        )
         try:
             # A model that draws in evaluation mode must neither take from the student's stream nor depend on it.
-            with torch.random.fork_rng(devices=devices), new_folder(folder) as temporary:
+            with out_of_memory_as(told), torch.random.fork_rng(devices=devices), new_folder(folder) as temporary:
                 torch.manual_seed(derive_seed(view, "teacher"))
                 shape = self._write(view, temporary)
                 whole = {**record, "shape": list(shape), "sha256": sha256_of(temporary / _LOGITS)}

@@ -18,6 +18,7 @@ from torch import nn
 
 from compress.config import TrainingConfig
 from compress.data.base import DecisionData, Split
+from compress.errors import TrainingError
 from compress.files import canonical_json
 from compress.methods.epochs import best, diverged, stalled
 from compress.training.average import Average
@@ -32,8 +33,9 @@ from compress.training.precision import Arithmetic
 from compress.training.state import Moving, Row, State, digest_of
 
 _NOT_KEPT = ("epochs", "samples_per_second")
-_SETTINGS, _SAMPLES, _BEGINNING = "the settings", "the number of samples", "the weights to begin with"
-_ALIKE = (_SETTINGS, _SAMPLES, _BEGINNING)
+_PRECISION, _SETTINGS = "precision", "the settings"
+_SAMPLES, _BEGINNING = "the number of samples", "the weights to begin with"
+_ALIKE = (_PRECISION, _SETTINGS, _SAMPLES, _BEGINNING)
 
 
 def fit(objective: Objective, data: DecisionData, config: TrainingConfig, place: Workplace) -> tuple[Row, ...]:
@@ -57,6 +59,11 @@ def fit(objective: Objective, data: DecisionData, config: TrainingConfig, place:
             and before any training where a setting asks for what this machine cannot do.
     """
     accelerator = _accelerator(place.device)
+    if accelerator.num_processes != place.group.shard.world:
+        raise TrainingError(
+            f"{accelerator.num_processes} processes were started together, but {place.group.shard.world} train together: start "
+            "`compress run` by torchrun, or pass the group of `compress.distributed.joined` to `run`"
+        )
     arithmetic = Arithmetic(config.precision, place.device)
     if config.batchnorm == "sync":
         check_sync(place.device, accelerator.num_processes)
@@ -66,6 +73,8 @@ def fit(objective: Objective, data: DecisionData, config: TrainingConfig, place:
     optimizer = optimizer_of(objective, config)
     conditions = _conditions(objective, data, config, accelerator, arithmetic, layout)
     place.group.check_alike({name: conditions[name] for name in _ALIKE})
+    # Another number of threads, say, is no reason for a process not to go on where the leader does.
+    conditions = {name: str(value) for name, value in place.group.shared(conditions).items()}
     with ExitStack() as prepared:
         if place.device == "cpu":
             prepared.enter_context(kept_memory())
@@ -75,7 +84,8 @@ def fit(objective: Objective, data: DecisionData, config: TrainingConfig, place:
             prepared.enter_context(_compiled(objective.model))
         average = None if config.ema is None else Average(objective.model, config.ema)
         moving = Moving(objective, optimizer, arithmetic.scaler, average)
-        loop = Loop(moving, arithmetic, accelerator, layout, data, config, place)
+        with explained(1, min(config.batch_size, len(data.train)), config, arithmetic.precision):
+            loop = Loop(moving, arithmetic, accelerator, layout, data, config, place)
         state = State.resume(place.scratch, moving, conditions, place.progress)
         place.group.check_alike({"the number of epochs done": str(len(state.rows))})
         _train(loop, state, moving, data, config, place, arithmetic)
@@ -133,7 +143,7 @@ def _conditions(
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "processes": str(accelerator.num_processes),
-        "precision": arithmetic.precision,
+        _PRECISION: arithmetic.precision,
         "memory format": str(layout).removeprefix("torch."),
         "threads": str(torch.get_num_threads()),
         _SETTINGS: canonical_json(config.model_dump(mode="json", by_alias=True)).decode(),
@@ -159,4 +169,7 @@ def _compiled(model: nn.Module) -> Iterator[None]:
 @functools.cache
 def _accelerator(device: str) -> Accelerator:
     # Its own mixed precision stays off: it is fixed per process, while ours may differ from stage to stage.
-    return Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[DistributedDataParallelKwargs()])
+    threads = torch.get_num_threads()
+    made = Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[DistributedDataParallelKwargs()])
+    torch.set_num_threads(threads)  # it has its own idea of them where a launcher says how many processes there are
+    return made

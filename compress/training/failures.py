@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from compress.config import TrainingConfig
-from compress.errors import TrainingError, first_line
+from compress.errors import CompressError, TrainingError, first_line
 
 _USUAL_CLIP, _USUAL_WARM_UP = 1.0, 0.05
 _COMPILERS = ("torch._dynamo", "torch._inductor")
@@ -49,17 +49,32 @@ def explained(epoch: int, batch_size: int, config: TrainingConfig, precision: st
         TrainingError: instead of those.
     """
     try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError):
-        raise _out_of_memory(epoch, batch_size, config, precision) from None
+        with out_of_memory_as(_out_of_memory(epoch, batch_size, config, precision)):
+            yield
     except RuntimeError as error:
-        if "allocate memory" in str(error):  # how torch's CPU allocator says it
-            raise _out_of_memory(epoch, batch_size, config, precision) from None
+        if "finished reduction in the prior iteration" in str(error):  # DistributedDataParallel waits for all gradients
+            raise TrainingError(
+                "the model leaves parameters out in some steps (layers dropped at random?), which several processes cannot train "
+                "together: switch that off in its kwargs, or train in one process"
+            ) from error
         if config.compile and any(kind.__module__.startswith(_COMPILERS) for kind in type(error).__mro__):
             raise TrainingError(
                 f"compile: the model cannot be compiled here: {first_line(error)}; set it to false"
             ) from error
         raise
+
+
+@contextmanager
+def out_of_memory_as(told: CompressError) -> Iterator[None]:
+    """Raise `told` instead of what torch and Python raise inside where memory runs out."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise told from error
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):  # how torch's CPU allocator says it
+            raise
+        raise told from error
 
 
 def _out_of_memory(epoch: int, batch_size: int, config: TrainingConfig, precision: str) -> TrainingError:

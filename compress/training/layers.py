@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from compress.data.base import Inputs
 from compress.errors import listed, nearest
-from compress.methods.attacks import in_evaluation
+from compress.models.modes import in_evaluation
 
 _SHOWN = 40
 

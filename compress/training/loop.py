@@ -62,7 +62,7 @@ class Loop:
         self._last_validation = ""
         self._objective: nn.Module = moving.objective
         if self._world > 1:
-            self._objective = shared(moving.objective, accelerator, self._first_loss)
+            self._objective = shared(moving.objective, accelerator, self._group, self._first_loss)
 
     def epoch(self, epoch: int) -> EpochResult:
         """Train for an epoch (from 0) and validate what would be kept.
@@ -126,15 +126,17 @@ class Loop:
             freeze(self._moving.objective)
         device = self._accelerator.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
+            # Dropout of the first sample of one process is not that of the first sample of another.
+            rank = self._group.shard.rank
+            torch.manual_seed(seed if rank == 0 else derive_seed(seed, "process", rank))
             yield seed
 
-    def _first_loss(self) -> Tensor:
-        """What the loss of a part of the first batch would be."""
+    def _first_loss(self, objective: nn.Module) -> Tensor:
+        """What an objective's loss of a part of the first batch would be."""
         with self._training(0) as seed, self._arithmetic.autocast():
             batch = self._mixer.mix(next(self._batches(0, seed)), 0, 0)
             part, _ = next(divided(batch, self._parts))
-            loss: Tensor = self._moving.objective(part, 0.0)
+            loss: Tensor = objective(part, 0.0)
             return loss
 
     def _batches(self, epoch: int, seed: int) -> Iterator[Batch]:

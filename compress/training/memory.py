@@ -29,7 +29,8 @@ def kept_memory() -> Iterator[None]:
         yield
         return
     libc = ctypes.CDLL("libc.so.6")
-    libc.mallopt(_M_MMAP_THRESHOLD, _ALL_MMAP)
+    if not libc.mallopt(_M_MMAP_THRESHOLD, _ALL_MMAP):  # more than releases before 2.35 take
+        libc.mallopt(_M_MMAP_THRESHOLD, _USUAL_MMAP)
     libc.mallopt(_M_TRIM_THRESHOLD, _ALL_TRIM)
     try:
         yield

@@ -126,7 +126,7 @@ class Objective(nn.Module):
     @functools.cached_property
     def _looks_at_clean_inputs(self) -> bool:
         """Whether some terms imitate, on perturbed inputs, and others do not; peers are imitated for clean ones, too."""
-        kinds = {_imitates(term) for term in self._terms}
+        kinds = {term.imitated is not None for term in self._terms}
         return len(kinds) > 1 or len(self.peers) > 0
 
     def _loss_of(
@@ -142,7 +142,7 @@ class Objective(nn.Module):
             assert self.features is not None, "a term compares layers, and nobody looked for them"
             return self.features.loss(number, seen.features, batch)
         source = term.source if isinstance(term, LogitTermConfig) else "teacher"
-        plain = seen.clean is not None and not _imitates(term)
+        plain = seen.clean is not None and term.imitated is None
         logits = seen.clean if plain else seen.changed
         assert logits is not None
         return ANSWERS[type(term)](term, Step(logits, batch.labels, position, wanted[source]))
@@ -152,7 +152,7 @@ class Objective(nn.Module):
         if self._share is None:
             return 1.0
         share = value_at(self._share, position)
-        return share if _imitates(term) else 1.0 - share
+        return share if term.imitated else 1.0 - share
 
     def _teachers_answer(self, batch: Batch, temperature: float) -> Tensor:
         assert self._teacher is not None, "settings refuse terms that imitate where there is no teacher"
@@ -162,10 +162,6 @@ class Objective(nn.Module):
     def _averages_answer(self, batch: Batch) -> Tensor:
         assert self.average is not None, "a term imitates the average, and nobody asked for one"
         return _logits(self.average.model, batch.inputs)
-
-
-def _imitates(term: TermConfig) -> bool:
-    return term.reads in ("logits", "features")
 
 
 def _is_for_peers(term: TermConfig) -> bool:

@@ -12,8 +12,9 @@ from compress.config import PerturbConfig
 from compress.config.training import AdversarialConfig, NoiseConfig
 from compress.data.base import Batch, Input, Inputs
 from compress.errors import StageError, listed
-from compress.methods.attacks import Reach, in_evaluation, label_loss_of, pgd
+from compress.methods.attacks import Reach, label_loss_of, pgd
 from compress.models.answers import logits_of
+from compress.models.modes import in_evaluation
 from compress.training.terms import classes_of
 
 

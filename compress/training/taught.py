@@ -145,7 +145,7 @@ def _teacher(
                 each.identity,
                 folder,
                 place.progress,
-                shard=place.group.shard,
+                group=place.group,
                 at=f"{at}.cache",
             )
             for one, each in zip(asked, teachers, strict=True)

@@ -1,7 +1,7 @@
 """What models answer, compared: student against teacher, and answers against labels.
 
-A teacher is always given as logits. Averaged teachers are no exception (`ensemble.mean_probabilities`), nor are bare
-probabilities (`from_probabilities`), so every loss takes every teacher.
+A teacher is always given as logits. Averaged teachers are no exception (`ensemble.mean_probabilities`), so every loss takes
+every teacher.
 """
 
 from __future__ import annotations
@@ -54,18 +54,6 @@ def soft_cross_entropy(
     """
     soft_labels, answers = _soft_labels(teacher, temperature).exp(), _soft_labels(student, temperature)
     return -(soft_labels * answers).sum(1).mean() * temperature**2
-
-
-def from_probabilities(probabilities: Float[Tensor, "n classes"], temperature: float) -> Float[Tensor, "n classes"]:
-    """Logits whose softmax at the temperature is `probabilities`: T · log p, for teachers of which no logits are known.
-
-    Args:
-        probabilities: 0 to 1, rows that sum to 1. Zero counts as the smallest normal number of the type, which
-            keeps the logits finite.
-        temperature: T > 0, the one at which the probabilities were taken and at which the logits will be used.
-    """
-    wide = at_least_single(probabilities)
-    return temperature * wide.clamp(min=torch.finfo(wide.dtype).tiny).log()
 
 
 def teacher_label_loss(
