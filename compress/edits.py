@@ -39,11 +39,13 @@ class Factor:
     """A linear or convolutional layer becomes a sequence of two with `rank` channels between them.
 
     `split="channel"`: a convolution (o, i, h, w) becomes (rank, i, h, w) and then (o, rank, 1, 1); a linear layer
-    (o, i) becomes (rank, i) and then (o, rank). The bias, where there is one, belongs to the second.
+    (o, i) becomes (rank, i) and then (o, rank). The bias, where there is one, belongs to the second; with `bias` the second
+    has one even where the layer had none.
     """
 
     module: str
     rank: Annotated[int, Field(ge=1)]
+    bias: bool = False
     split: Literal["channel"] = "channel"
     edit: Literal["factor"] = "factor"
 

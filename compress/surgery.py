@@ -193,25 +193,28 @@ def _factor(model: nn.Module, edit: Factor) -> None:
         raise CheckpointError(
             f"the edits factorize '{edit.module}' with rank {edit.rank}; its rank is at most {largest}"
         )
-    pair = factor_pair(layer, edit.rank)
+    pair = factor_pair(layer, edit.rank, bias=edit.bias)
     parent, _, leaf = edit.module.rpartition(".")
     setattr(_module(model, parent), leaf, pair)
 
 
-def factor_pair(layer: nn.Module, rank: int) -> nn.Sequential | None:
-    """Two uninitialised layers of `rank` channels between them that can stand for `layer`; None where none can."""
+def factor_pair(layer: nn.Module, rank: int, *, bias: bool = False) -> nn.Sequential | None:
+    """Two uninitialised layers of `rank` channels between them that can stand for `layer`; None where none can.
+
+    The second has a bias where the layer has one, or where `bias` asks for one.
+    """
     with torch.random.fork_rng(devices=[]):  # the initialisation is overwritten; it must not shift the seed
-        pair = _pair(layer, rank)
+        pair = _pair(layer, rank, bias=bias or getattr(layer, "bias", None) is not None)
     if pair is None:
         return None
     weight = layer.get_parameter("weight")
     return pair.to(device=weight.device, dtype=weight.dtype).train(layer.training)
 
 
-def _pair(layer: nn.Module, rank: int) -> nn.Sequential | None:
+def _pair(layer: nn.Module, rank: int, *, bias: bool) -> nn.Sequential | None:
     # Attention computes with the weight of its output projection itself; nothing can stand for that layer.
     if isinstance(layer, nn.Linear) and not isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
-        second = nn.Linear(rank, layer.out_features, bias=layer.bias is not None)
+        second = nn.Linear(rank, layer.out_features, bias=bias)
         return nn.Sequential(nn.Linear(layer.in_features, rank, bias=False), second)
     if isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros":
         first = nn.Conv2d(
@@ -223,7 +226,7 @@ def _pair(layer: nn.Module, rank: int) -> nn.Sequential | None:
             dilation=_two(layer.dilation),
             bias=False,
         )
-        return nn.Sequential(first, nn.Conv2d(rank, layer.out_channels, 1, bias=layer.bias is not None))
+        return nn.Sequential(first, nn.Conv2d(rank, layer.out_channels, 1, bias=bias))
     return None
 
 

@@ -21,10 +21,15 @@ SHAPED = [
     "losses",
     "lowrank",
     "mixing",
+    "rank_allocation",
+    "ranking",
     "robustness",
     "schedules",
     "sensitivity",
+    "spatial",
     "trial",
+    "tucker",
+    "whitening",
 ]
 jaxtyping.install_import_hook([f"compress.methods.{name}" for name in SHAPED], "beartype.beartype")
 # The same examples every time, and no failures because a machine is busy.

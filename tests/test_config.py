@@ -66,7 +66,7 @@ data:
 model: {factory: "cifar:resnet20", kwarg: {}}
 stages:
   - trian: {}
-  - prune: {criterion: l2, target: {mac: 0.5}, multiple: "4", recovery: {epochs: 0}}
+  - prune: {criterion: l3, target: {mac: 0.5}, multiple: "4", recovery: {epochs: 0}}
   - quantize:
   - factorize:
   - train: {schedule: one-cycle, epochs: 1.5, channels_last: yes}
@@ -80,6 +80,7 @@ bench:
     after = "'quantize' (stages.2, line 9)"
     takes = "it takes a float model and gets an int8 one"
     schedules = "'one_cycle', 'cosine', 'step' or 'constant'"
+    criteria = "'l1', 'l2', 'fpgm', 'lamp', 'bn_scale', 'taylor', 'hessian', 'activation' or 'random'"
     assert sorted(refuse(text, "budget.acuracy_drop=1")) == sorted(
         [
             "p.yaml:1: name: must be text, got 3",
@@ -87,7 +88,7 @@ bench:
             f"p.yaml:4: data.kind: must be one of {kinds}, got \"digit\"; did you mean 'digits'?",
             "p.yaml:5: model.kwarg: unknown key (allowed: factory, kwargs, weights); did you mean 'kwargs'?",
             f"p.yaml:7: stages.0.trian: unknown stage (there are: {names}); did you mean 'train'?",
-            "p.yaml:8: stages.1.prune.criterion: must be 'l1', got \"l2\"",
+            f'p.yaml:8: stages.1.prune.criterion: must be {criteria}, got "l3"',
             "p.yaml:8: stages.1.prune.target.mac: unknown key (allowed: macs, parameters, ratio); did you mean 'macs'?",
             'p.yaml:8: stages.1.prune.multiple: must be a whole number, got "4"',
             "p.yaml:8: stages.1.prune.recovery.epochs: must be greater than or equal to 1, got 0",
@@ -444,7 +445,7 @@ def test_overrides(load, override, value):
         ("stages.0=null", "stages.0: must be a mapping, got null"),
         (
             "stages.prune.nothing=1",
-            "stages.1.prune.nothing: unknown key (allowed: criterion, target, multiple, floor, ",
+            "stages.1.prune.nothing: unknown key (allowed: criterion, reduction, ranking, normalize, samples, target, ",
         ),
         ("stages.prune.target.macs=4", "stages.1.prune.target.macs: must be less than 1, got 4"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import NoneType
-from typing import ClassVar, Literal, Self, get_args
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -81,6 +81,16 @@ class RecoveryConfig(TaughtConfig):
         return self
 
 
+BatchNormSamples = Annotated[
+    int,
+    Field(
+        ge=0,
+        description="Training samples, not augmented, from which batch norms find their statistics anew after surgery, before "
+        "any recovery; kept where validation gains by it. 0 leaves them.",
+    ),
+]
+
+
 class PruneTarget(OneOf):
     """How far to prune."""
 
@@ -92,18 +102,52 @@ class PruneTarget(OneOf):
 
 
 class PruneConfig(StageConfig):
-    """`prune`: remove whole channels, least L1 norm first (Li et al. 2017, arXiv:1608.08710), then recover."""
+    """`prune`: remove whole channels, by default least L1 norm first (Li et al. 2017, arXiv:1608.08710), then recover."""
 
-    criterion: Literal["l1"] = Field(default="l1", description="Score of a channel; the lowest go first.")
+    criterion: Literal["l1", "l2", "fpgm", "lamp", "bn_scale", "taylor", "hessian", "activation", "random"] = Field(
+        default="l1",
+        description="Score of a channel; the lowest go first. l1, l2: norms of its weights; fpgm: distance from all other "
+        "filters (arXiv:1811.00250); lamp: layer-adaptive magnitude (arXiv:2010.07611); bn_scale: factor of its norm "
+        "(arXiv:1708.06519); taylor: first-order change of the loss (arXiv:1906.10771); hessian: second-order, by the "
+        "empirical Fisher (LeCun et al. 1990); activation: mean magnitude where it is read (arXiv:1611.06440); random.",
+    )
+    reduction: Literal["sum", "mean", "max", "product"] = Field(
+        default="sum", description="How the scores of all tensors that a channel goes through become one."
+    )
+    ranking: Literal["local", "global", "isomorphic"] = Field(
+        default="local",
+        description="local: the same fraction of every group; global: the lowest of all channels; isomorphic: the lowest "
+        "among groups of one kind, the same fraction of each kind (arXiv:2407.04616).",
+    )
+    normalize: Literal["none", "mean", "max", "sum", "standardize"] = Field(
+        default="mean", description="What scores of a group are divided by before groups are compared; not for 'local'."
+    )
+    samples: int = Field(
+        default=512, ge=1, description="Training samples that 'taylor', 'hessian' and 'activation' look at."
+    )
     target: PruneTarget = PruneTarget(macs=0.5)
     multiple: int = Field(default=4, ge=1, le=256, description="Channels that remain are a multiple of this.")
     floor: Fraction = Field(default=0.1, description="Fraction of its channels that every group keeps at least.")
     protect: tuple[str, ...] = Field(
         default=(), description="Layer names, with * and ?, whose output channels stay as they are."
     )
+    batchnorm_samples: BatchNormSamples = 512
     recovery: RecoveryConfig | None = Field(
         default=RecoveryConfig(), description="null leaves the accuracy as it falls."
     )
+
+    @model_validator(mode="after")
+    def _all_is_read(self) -> Self:
+        usual = type(self).model_fields
+        if self.ranking == "local" and self.normalize != usual["normalize"].default:
+            raise ValueError(
+                "normalize: with ranking 'local' groups are never compared; leave it out, or rank 'global'"
+            )
+        if self.criterion not in ("taylor", "hessian", "activation") and self.samples != usual["samples"].default:
+            raise ValueError(f"samples: '{self.criterion}' looks at no samples; leave it out")
+        if self.criterion == "random" and self.reduction != usual["reduction"].default:
+            raise ValueError("reduction: 'random' has one score per channel; leave it out")
+        return self
 
 
 class FactorizeTarget(OneOf):
@@ -119,6 +163,17 @@ class FactorizeTarget(OneOf):
 class FactorizeConfig(StageConfig):
     """`factorize`: replace layers by two thinner ones through a truncated SVD, where that saves work."""
 
+    truncation: Literal["outputs", "weights"] = Field(
+        default="outputs",
+        description="What stays as it was, as far as the rank allows: what layers answer to training samples "
+        "(activation-aware, arXiv:1505.06798), or their weights (plain SVD).",
+    )
+    allocation: Literal["least_error", "same_energy"] = Field(
+        default="least_error",
+        description="Ranks for a target of MACs: where a MAC saved costs the least relative error, or so that each layer "
+        "keeps the same fraction of its energy.",
+    )
+    samples: int = Field(default=256, ge=1, description="Training samples that 'outputs' looks at, not augmented.")
     target: FactorizeTarget = FactorizeTarget(macs=0.8)
     multiple: int = Field(default=4, ge=1, le=256, description="Ranks are a multiple of this.")
     min_saving: OpenFraction = Field(
@@ -126,7 +181,19 @@ class FactorizeConfig(StageConfig):
         description="A layer is split only where that saves this fraction of its work: two layers cost more overhead than one.",
     )
     protect: tuple[str, ...] = Field(default=(), description="Layer names, with * and ?, that stay as they are.")
+    batchnorm_samples: BatchNormSamples = 512
     recovery: RecoveryConfig | None = Field(default=None, description="Optional training afterwards.")
+
+    @model_validator(mode="after")
+    def _all_is_read(self) -> Self:
+        usual = type(self).model_fields
+        if self.truncation == "weights" and self.samples != usual["samples"].default:
+            raise ValueError("samples: truncation 'weights' looks at no samples; leave it out")
+        if self.target.kind != "macs" and self.allocation != usual["allocation"].default:
+            raise ValueError(
+                f"allocation: a target of {self.target.kind} decides each layer's rank alone; leave it out"
+            )
+        return self
 
 
 class CalibrationConfig(Config):

@@ -49,6 +49,12 @@ def rank_for_energy(values: Float[Tensor, " k"], energy: float) -> int:
     return min(int((held < energy * held[-1]).sum()) + 1, len(values))
 
 
+def errors_by_rank(values: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """Share of the squared singular values, 0 to 1, that is lost at each of the ranks 1 to k; float64."""
+    left = values.double().square().flip(0).cumsum(0).flip(0)
+    return torch.cat([left[1:], left.new_zeros(1)]) / left[0].clamp(min=torch.finfo(torch.float64).tiny)
+
+
 def rounded_rank(rank: int, multiple: int, limit: int) -> int:
     """`rank` rounded up to a multiple, but not above `limit`; at least 1."""
     return max(1, min(-(-rank // multiple) * multiple, limit))

@@ -24,15 +24,19 @@ from compress.config import (
     imitates,
 )
 from compress.data.base import DecisionData, Inputs
+from compress.data.splits import stratified_sample
 from compress.distributed import ALONE, Group
 from compress.errors import ModelError, StageError, first_line, listed, nearest
 from compress.events import Progress
 from compress.models.answers import LOGITS, outputs_of
 from compress.models.cost import macs, parameters
+from compress.seeds import derive_seed
 from compress.training import Workplace, evaluate, fit
+from compress.training.batchnorm import reestimate
 from compress.training.taught import TeacherModel, objective_of
 
 _SHOWN_REASONS = 5
+_STATISTICS_BATCH = 64
 _ROUNDING = 1e-3
 Run = Callable[[Checkpoint, Any, "Context"], Draft]
 
@@ -96,12 +100,20 @@ class Context:
         return 100.0 * correct / len(self.data.validation)
 
 
-def recover(model: nn.Module, config: RecoveryConfig | None, context: Context) -> tuple[dict[str, float | int], ...]:
-    """Train `model` in place after surgery, by default on the answers of the reference model; a row per epoch.
+def recover(
+    model: nn.Module, config: RecoveryConfig | None, batchnorm_samples: int, context: Context
+) -> tuple[dict[str, float | int], ...]:
+    """Mend `model` in place after surgery: the statistics of its batch norms, then by training; a row per epoch.
 
-    Where no epoch is as good on validation as the model was before, it keeps the weights it had.
+    By default it learns from the answers of the reference model. What is no better on validation than before is not kept.
+
+    Args:
+        model: on the CPU, before and after.
+        config: of the training; None for none.
+        batchnorm_samples: training samples for the statistics; 0 leaves them.
+        context: data, seed, and the model that others are compared with.
     """
-    percent = context.validation_percent(model)
+    percent = _with_new_statistics(model, batchnorm_samples, context)
     if config is None:
         context.note(f"{percent:.2f} % on validation, without recovery training")
         return ()
@@ -119,6 +131,29 @@ def recover(model: nn.Module, config: RecoveryConfig | None, context: Context) -
         model.load_state_dict(before)
         context.note("no epoch of recovery training was as good: the weights before it are kept")
     return training
+
+
+def _with_new_statistics(model: nn.Module, samples: int, context: Context) -> float:
+    """Accuracy on validation, in percent, with the statistics of batch norms that are the better ones."""
+    percent = context.validation_percent(model)
+    if samples == 0:
+        return percent
+    train = context.data.train
+    chosen = train.take(stratified_sample(train.labels, samples, derive_seed(context.seed, "batch norms")))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.to(context.device)
+    has_norms = reestimate(model, (batch.to(context.device) for batch in chosen.batches(_STATISTICS_BATCH)))
+    model.cpu()
+    if not has_norms:
+        return percent
+    again = context.validation_percent(model)
+    context.note(
+        f"{percent:.2f} % on validation straight after surgery, {again:.2f} % once batch norms have statistics of "
+        f"{len(chosen)} training samples" + ("" if again > percent else ": the old ones are kept")
+    )
+    if again <= percent:
+        model.load_state_dict(before)
+    return max(percent, again)
 
 
 def told_losses(config: TrainConfig | TaughtConfig) -> Iterator[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from compress.data.base import Batch
 from compress.errors import TrainingError
 
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -20,6 +22,37 @@ def freeze(model: nn.Module) -> None:
     """
     for module in _batch_norms(model):
         module.eval()
+
+
+@torch.no_grad()
+def reestimate(model: nn.Module, batches: Iterable[Batch]) -> bool:
+    """Let batch norms find their statistics anew: the means over these batches; weights stay as they are.
+
+    After surgery the statistics are still those of the whole network (Li et al. 2020, "EagleEye", arXiv:2007.02491,
+    section 3.2, adaptive batch normalization).
+
+    Args:
+        model: on the device of the batches; it ends in evaluation mode.
+        batches: of some dozen samples each, at least one batch.
+
+    Returns:
+        Whether there are any such norms.
+    """
+    norms = [module for module in _batch_norms(model) if module.track_running_stats]
+    model.eval()
+    if not norms:
+        return False
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # all batches count the same
+        norm.train()
+    for batch in batches:
+        model(*batch.inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
+    return True
 
 
 def check_sync(device: str, processes: int) -> None:
@@ -59,5 +92,5 @@ def synchronised(model: nn.Module) -> Iterator[None]:
             del module.process_group
 
 
-def _batch_norms(model: nn.Module) -> Iterator[nn.Module]:
+def _batch_norms(model: nn.Module) -> Iterator[_BatchNorm]:
     return (module for module in model.modules() if isinstance(module, _BatchNorm))

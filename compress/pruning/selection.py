@@ -1,0 +1,155 @@
+"""How many channels each group loses, so that a target is met, and which."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from compress.methods.groups import ChannelGroup
+from compress.methods.importance import lowest
+from compress.methods.ranking import isomorphic, normalised
+
+Ranking: TypeAlias = Literal["local", "global", "isomorphic"]
+Normalisation: TypeAlias = Literal["none", "mean", "max", "sum", "standardize"]
+Kept: TypeAlias = Mapping[str, int]
+"""How many channels stay, by group."""
+_SEARCH_STEPS = 40
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What no group goes beyond."""
+
+    multiple: int
+    """Channels that stay are a multiple of this."""
+    floor: float
+    """Fraction of its channels that a group keeps at least, 0 to 1."""
+
+    def multiple_of(self, group: ChannelGroup) -> int:
+        """The multiple, such that blocks (heads) keep equally many."""
+        return math.lcm(self.multiple, group.blocks)
+
+    def kept(self, group: ChannelGroup, wanted: float) -> int:
+        """Channels that stay of a group: the multiple nearest to `wanted`, not below the floor, not above what there is."""
+        multiple = self.multiple_of(group)
+        nearest = multiple * math.floor(wanted / multiple + 0.5)
+        floor = multiple * math.ceil(group.channels * self.floor / multiple)
+        return min(group.channels, max(nearest, floor, multiple))
+
+
+class Size:
+    """What a model costs after channels were removed, counted from the shapes that its weights will have."""
+
+    def __init__(self, model: nn.Module, positions: Mapping[str, int], parameters: int, macs: int) -> None:
+        """Take the whole model, the output positions of its layers, and what it costs now."""
+        self._model, self._positions, self._parameters, self._macs = model, positions, parameters, macs
+
+    def remains(
+        self, groups: Sequence[ChannelGroup], removed: Mapping[str, Sequence[int]], what: Literal["macs", "parameters"]
+    ) -> float:
+        """Fraction of the MACs or parameters that remains."""
+        gone = {name: set(indices) for name, indices in removed.items()}
+        cut: dict[str, dict[int, set[int]]] = {}
+        for group in groups:
+            for item in group.coupled:
+                slices = {s for s, root in zip(item.slices, item.roots, strict=True) if root in gone[group.name]}
+                # Where channels are concatenated, several groups cut the same axis.
+                cut.setdefault(item.tensor, {}).setdefault(item.axis, set()).update(slices)
+        saved_parameters = saved_macs = 0
+        for name, axes in cut.items():
+            tensor = self._model.get_parameter(name)
+            left = math.prod(size - len(axes.get(axis, ())) for axis, size in enumerate(tensor.shape))
+            layer, _, leaf = name.rpartition(".")
+            positions = self._positions.get(layer, 0) if leaf.endswith("weight") else 0
+            saved_parameters += tensor.numel() - left
+            saved_macs += (tensor.numel() - left) * positions
+        if what == "parameters":
+            return 1 - saved_parameters / self._parameters
+        return 1 - saved_macs / max(1, self._macs)
+
+
+class Selection:
+    """Chooses channels by their scores."""
+
+    def __init__(
+        self,
+        groups: Sequence[ChannelGroup],
+        scores: Mapping[str, Tensor],
+        limits: Limits,
+        ranking: Ranking,
+        normalisation: Normalisation,
+        kinds: Mapping[str, Hashable],
+    ) -> None:
+        """Rank the channels.
+
+        Args:
+            groups: those that may be pruned.
+            scores: of their channels, by group.
+            limits: what no group goes beyond.
+            ranking: `local` takes the same fraction of every group; `global` the lowest of all channels; `isomorphic` the
+                lowest of those in groups of one kind, the same fraction of each kind.
+            normalisation: of the scores before groups are compared.
+            kinds: what must be equal for two groups to be of one kind, by group.
+        """
+        self.groups = list(groups)
+        self._scores, self._limits = scores, limits
+        self._shared: list[tuple[list[ChannelGroup], Tensor]] = []
+        self._normalised: dict[str, Tensor] = {}
+        if ranking != "local":
+            self._normalised = {group.name: normalised(scores[group.name], normalisation) for group in groups}
+            by_name = {group.name: group for group in groups}
+            names = [list(by_name)] if ranking == "global" else isomorphic({name: kinds[name] for name in by_name})
+            for some in names:
+                together = torch.cat([self._normalised[name] for name in some]).sort().values
+                self._shared.append(([by_name[name] for name in some], together))
+
+    def at(self, ratio: float) -> dict[str, int]:
+        """Channels that stay of each group where `ratio` (0 to 1) of them all is to go, as far as the limits allow."""
+        if not self._shared:
+            return {group.name: self._limits.kept(group, group.channels * (1 - ratio)) for group in self.groups}
+        kept = {}
+        for groups, together in self._shared:
+            threshold = together[min(len(together) - 1, round(ratio * len(together)))]
+            for group in groups:
+                goes = int((self._normalised[group.name] < threshold).sum())
+                kept[group.name] = self._limits.kept(group, group.channels - goes)
+        return kept
+
+    def removed(self, kept: Kept) -> dict[str, list[int]]:
+        """The channels to remove: of each group those with the lowest scores."""
+        return {
+            group.name: lowest(self._scores[group.name], group.channels - kept[group.name], group.blocks)
+            for group in self.groups
+        }
+
+    def meeting(self, target: float, remains: Callable[[Kept], float]) -> Kept | None:
+        """The most channels that can stay while `remains` is at most `target`; None where it never is.
+
+        What remains falls with the ratio in steps, as many groups lose a multiple at once. So the last step is taken group by
+        group, those first that lose the lowest scores for it, and only as far as the target needs.
+        """
+        low, high = 0.0, 1.0
+        if remains(self.at(high)) > target:
+            return None
+        if remains(self.at(low)) <= target:
+            return self.at(low)
+        for _ in range(_SEARCH_STEPS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if remains(self.at(middle)) > target else (low, middle)
+        kept, goal = dict(self.at(low)), self.at(high)
+        for group in sorted(self.groups, key=lambda each: self._lost(each, kept[each.name], goal[each.name])):
+            kept[group.name] = goal[group.name]
+            if remains(kept) <= target:
+                break
+        return kept
+
+    def _lost(self, group: ChannelGroup, before: int, after: int) -> float:
+        """Share of a group's scores that goes with its next channels."""
+        scores = self._scores[group.name].double().sort().values
+        gone = scores[group.channels - before : group.channels - after].sum()
+        return float(gone / scores.sum()) if scores.sum() > 0 else 0.0

@@ -1,0 +1,226 @@
+"""Groups of channels that can be removed, each proven on a copy; all others are left alone, with the reason."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from compress import surgery
+from compress.data.base import Inputs
+from compress.edits import Attribute, Edit
+from compress.errors import StageError, first_line
+from compress.methods import attention
+from compress.methods.groups import ChannelGraph, ChannelGroup, copy_on_cpu
+from compress.methods.silence import (
+    CANNOT_TELL,
+    OUTPUTS_CHANGE,
+    in_double,
+    randomise,
+    silence,
+    unseen,
+    what_differs,
+)
+from compress.methods.trial import find_broken
+
+_MOST_SIZES = 16
+"""Ways tried to set the sizes that a model remembers."""
+_OUTPUTS = "they are outputs of the model"
+Removed = Mapping[str, Sequence[int]]
+"""Channels to remove, by the name of their group."""
+
+
+class BrokenError(Exception):
+    """Channels that cannot be removed; its text says why."""
+
+
+class Surgeon:
+    """Finds the groups whose channels can go, and proves what becomes of the model without them."""
+
+    def __init__(
+        self, model: nn.Module, example: Inputs, samples: Inputs, protect: Sequence[str], warn: Callable[[str], None]
+    ) -> None:
+        """Trace the model; nothing is tried yet.
+
+        Args:
+            model: stays as it is.
+            example: a batch of each input.
+            samples: a few real ones, on which a trial compares outputs.
+            protect: names of layers, with * and ?, whose output channels stay.
+            warn: told of every group that cannot be pruned and is no surprise.
+
+        Raises:
+            StageError: where torch-pruning cannot trace the model.
+        """
+        self.model, self._example, self._protect, self._warn = copy_on_cpu(model), example, protect, warn
+        self._random, self._tried = in_double(randomise(copy_on_cpu(model)), samples)
+        self.left_alone: dict[str, str] = {}
+        """Why a group stays whole, by its name."""
+        self.groups: list[ChannelGroup] = self._candidates()
+        """Those that may be pruned, as far as is known."""
+        self._by_name = {group.name: group for group in self.groups}
+
+    def exclude(self, reasons: Mapping[str, str]) -> None:
+        """Leave groups alone for reasons of the caller."""
+        self.left_alone |= reasons
+        self._forget()
+
+    def try_groups(self, removed: Removed) -> None:
+        """Remove these channels on trial, and leave the groups alone that do not survive it."""
+        read = [group for group in self.groups if group.is_read]
+        for group in self.groups:
+            if not group.is_read:
+                reason = self._why_not({group.name: removed[group.name]}) or ""
+                if reason.startswith(OUTPUTS_CHANGE):  # no surprise
+                    self.left_alone[group.name] = _OUTPUTS
+                else:
+                    self._leave_alone([(group, "what reads them is no layer that this tool knows to cut")])
+        dark = set(unseen(self._random, read, self._tried))
+        reason = f"{CANNOT_TELL} they make no difference to the outputs for {len(self._tried[0])} training samples"
+        self._leave_alone([(group, reason) for group in read if group.name in dark])
+        self._try([group for group in read if group.name not in dark], removed)
+
+    def edits(self, removed: Removed) -> tuple[Edit, ...] | None:
+        """What removing these channels means for every tensor, proven on random weights.
+
+        None where it cannot be done as a whole, although each group survived its trial: those to blame are left alone now.
+        """
+        try:
+            return self._edits(removed)
+        except BrokenError:
+            self._try([group for group in self.groups if removed[group.name]], removed)
+            return None
+
+    def _try(self, groups: Sequence[ChannelGroup], removed: Removed) -> None:
+        def why_not(some: Sequence[ChannelGroup]) -> str | None:
+            return self._why_not({group.name: removed[group.name] for group in some})
+
+        self._leave_alone(find_broken(groups, why_not))
+        self._forget()
+
+    def _forget(self) -> None:
+        self.groups = [group for group in self.groups if group.name not in self.left_alone]
+
+    def _candidates(self) -> list[ChannelGroup]:
+        """Groups that may be tried; the others are remembered with the reason."""
+        try:
+            found = list(ChannelGraph(copy_on_cpu(self.model), self._example).groups())
+        except Exception as error:  # torch-pruning raises whatever it stumbles over
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise StageError(f"prune: torch-pruning cannot trace the dependencies of this model: {reason}") from error
+        candidates = []
+        for group in found:
+            if pattern := self._protecting(group):
+                self.left_alone[group.name] = f"protected by '{pattern}'"
+            elif layer := self._parametrized(group):
+                reason = f"'{layer}' computes its weight (weight_norm?): remove the parametrization first"
+                self._leave_alone([(group, reason)])
+            else:
+                candidates.append(group)
+        return candidates
+
+    def _parametrized(self, group: ChannelGroup) -> str | None:
+        return next((name for name in group.layers if is_parametrized(self.model.get_submodule(name))), None)
+
+    def _protecting(self, group: ChannelGroup) -> str | None:
+        return next((p for p in self._protect if any(fnmatch.fnmatchcase(name, p) for name in group.producers)), None)
+
+    def _leave_alone(self, broken: Sequence[tuple[ChannelGroup, str]]) -> None:
+        for group, reason in broken:
+            self.left_alone[group.name] = reason
+            others = f" with {len(group.layers) - 1} layers behind it" if len(group.layers) > 1 else ""
+            self._warn(
+                f"the channels of '{group.name}'{others} are left alone: pruning them breaks the model: {reason}"
+            )
+
+    def _why_not(self, removed: Removed) -> str | None:
+        try:
+            self._edits(removed)
+        except BrokenError as error:
+            return str(error)
+        return None
+
+    def _edits(self, removed: Removed) -> tuple[Edit, ...]:
+        """What torch-pruning makes of the removal, as edits, and proven on random weights.
+
+        Raises:
+            BrokenError: where it fails, or the result computes something else than the model with the channels silenced.
+        """
+        removed = {name: gone for name, gone in removed.items() if gone}
+        if not removed:
+            return ()
+        try:
+            throwaway = copy_on_cpu(self.model)
+            graph = ChannelGraph(throwaway, self._example)
+            surgery.encode_positions(throwaway)
+            edits = surgery.derive(self.model, graph.remove(removed))
+        except Exception as error:  # torch-pruning may raise anything; each is the answer
+            raise BrokenError(first_line(error)) from error
+        if pair := surgery.unties(self.model, edits):
+            raise BrokenError(f"'{pair[0]}' and '{pair[1]}' share one weight, of which only one would be cut")
+        return self._proven(edits, removed)
+
+    def _proven(self, edits: tuple[Edit, ...], removed: Removed) -> tuple[Edit, ...]:
+        """The edits, with sizes corrected that the model keeps in attributes of its own, where it needs them."""
+        silenced = silence(copy.deepcopy(self._random), [self._by_name[name] for name in removed], removed)
+        reason = self._difference(edits, silenced)
+        if reason is None:
+            return edits
+        for sizes in self._remembered_sizes(removed):
+            if self._difference((*edits, *sizes), silenced) is None:
+                needed = list(sizes)
+                for size in sizes:  # many are needed by nobody, and only equal the width by chance
+                    others = [other for other in needed if other is not size]
+                    if self._difference((*edits, *others), silenced) is None:
+                        needed = others
+                return (*edits, *needed)
+        raise BrokenError(reason)
+
+    def _difference(self, edits: Sequence[Edit], silenced: nn.Module) -> str | None:
+        try:
+            return what_differs(silenced, cut(copy.deepcopy(self._random), edits), self._random, self._tried)
+        except Exception as error:  # noqa: BLE001  # a user's forward may raise anything; each is the answer
+            return first_line(error)
+
+    def _remembered_sizes(self, removed: Removed) -> Iterator[tuple[Attribute, ...]]:
+        """Ways to set attributes, of modules that are no plain layers, that equal the old width of a narrower group.
+
+        Such as `VisionTransformer.hidden_dim`, which torch-pruning does not know of. Where groups of one width get
+        different ones, each is tried.
+        """
+        widths: dict[int, set[int]] = {}
+        for name, gone in removed.items():
+            channels = self._by_name[name].channels
+            widths.setdefault(channels, set()).add(channels - len(gone))
+        found = [
+            (path, key, value)
+            for path, module in self.model.named_modules()
+            if not is_layer(module)
+            for key, value in vars(module).items()
+            if type(value) is int and not key.startswith("_") and value in widths
+        ]
+        if not found:
+            return
+        used = sorted({value for _, _, value in found})
+        ways = itertools.product(*(sorted(widths[value]) for value in used))
+        for way in itertools.islice(ways, _MOST_SIZES):
+            chosen = dict(zip(used, way, strict=True))
+            yield tuple(Attribute(module=path, name=key, value=chosen[value]) for path, key, value in found)
+
+
+def cut(model: nn.Module, edits: Sequence[Edit]) -> nn.Module:
+    """Apply edits in place, attention's scale kept; returns the same model."""
+    widths = attention.head_widths(model)
+    surgery.apply_all(model, edits)
+    attention.keep_scale(model, widths)
+    return model
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is one of torch's own layers, or made of one, whose sizes torch-pruning keeps."""
+    kinds = (base.__module__ for base in type(module).__mro__)
+    return any(kind.startswith("torch.nn.modules.") and not kind.endswith((".module", ".container")) for kind in kinds)
