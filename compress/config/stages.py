@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import NoneType
-from typing import Annotated, ClassVar, Literal, Self, get_args
+from typing import Annotated, ClassVar, Literal, Self, TypeAlias, get_args
 
 from pydantic import Field, model_validator
 
@@ -91,6 +91,12 @@ BatchNormSamples = Annotated[
 ]
 
 
+Criterion: TypeAlias = Literal["l1", "l2", "fpgm", "lamp", "bn_scale", "taylor", "hessian", "activation", "random"]
+Reduction: TypeAlias = Literal["sum", "mean", "max", "product"]
+Ranking: TypeAlias = Literal["local", "global", "isomorphic"]
+Normalization: TypeAlias = Literal["none", "mean", "max", "sum", "standardize"]
+
+
 class PruneTarget(OneOf):
     """How far to prune."""
 
@@ -104,22 +110,22 @@ class PruneTarget(OneOf):
 class PruneConfig(StageConfig):
     """`prune`: remove whole channels, by default least L1 norm first (Li et al. 2017, arXiv:1608.08710), then recover."""
 
-    criterion: Literal["l1", "l2", "fpgm", "lamp", "bn_scale", "taylor", "hessian", "activation", "random"] = Field(
+    criterion: Criterion = Field(
         default="l1",
         description="Score of a channel; the lowest go first. l1, l2: norms of its weights; fpgm: distance from all other "
         "filters (arXiv:1811.00250); lamp: layer-adaptive magnitude (arXiv:2010.07611); bn_scale: factor of its norm "
         "(arXiv:1708.06519); taylor: first-order change of the loss (arXiv:1906.10771); hessian: second-order, by the "
         "empirical Fisher (LeCun et al. 1990); activation: mean magnitude where it is read (arXiv:1611.06440); random.",
     )
-    reduction: Literal["sum", "mean", "max", "product"] = Field(
+    reduction: Reduction = Field(
         default="sum", description="How the scores of all tensors that a channel goes through become one."
     )
-    ranking: Literal["local", "global", "isomorphic"] = Field(
+    ranking: Ranking = Field(
         default="local",
         description="local: the same fraction of every group; global: the lowest of all channels; isomorphic: the lowest "
         "among groups of one kind, the same fraction of each kind (arXiv:2407.04616).",
     )
-    normalize: Literal["none", "mean", "max", "sum", "standardize"] = Field(
+    normalize: Normalization = Field(
         default="mean", description="What scores of a group are divided by before groups are compared; not for 'local'."
     )
     samples: int = Field(

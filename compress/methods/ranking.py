@@ -84,28 +84,14 @@ def normalised(
     return scores / whole if whole > 0 else scores
 
 
-def thresholds(scores: Sequence[Float[Tensor, " _"]]) -> Float[Tensor, " values"]:
-    """All thresholds that make a difference to `below`, ascending and distinct; float64.
-
-    They are the scores themselves. At the first no channel goes, at the last all but the highest; `math.inf` above them
-    takes all. The channels that go grow with the threshold, so that a caller can bisect.
+def below(scores: Float[Tensor, " channels"], threshold: float) -> int:
+    """How many channels of a group score strictly below `threshold`: those that `lowest` gives for this number.
 
     Source: Liu et al. 2017, "Network Slimming", arXiv:1708.06519, section 3, for one threshold over all layers.
 
     Args:
-        scores: normalised, one tensor per group; groups may differ in their numbers of channels.
-    """
-    together = torch.cat([torch.zeros(0, dtype=torch.float64), *(each.double() for each in scores)])
-    values: Tensor = torch.unique(together)
-    return values
-
-
-def below(scores: Float[Tensor, " channels"], threshold: float) -> int:
-    """How many channels of a group score strictly below `threshold`: those that `lowest` gives for this number.
-
-    Args:
         scores: normalised, one per channel.
-        threshold: from `thresholds`, or infinite.
+        threshold: in float64, one of the scores of any group, or infinite.
     """
     return int((scores.double() < threshold).sum())  # in float64: a threshold must not be rounded to the scores' type
 

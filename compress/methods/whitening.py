@@ -139,7 +139,17 @@ def output_values(weight: Float[Tensor, "out ..."], moment: Float[Tensor, "rest 
         weight: (out, in) or (out, in, h, w), where rest = in · h · w.
         moment: E[x xᵀ]; or the covariance, where a bias takes the mean.
     """
-    energies: Tensor = torch.linalg.eigvalsh(output_moment(weight, moment)).clamp(min=0)  # rounding leaves some below 0
+    return values_of_outputs(weight, output_moment(weight, moment))
+
+
+def values_of_outputs(weight: Float[Tensor, "out ..."], outputs: Float[Tensor, "out out"]) -> Float[Tensor, " k"]:
+    """`output_values`, told what comes out of the layer instead of what goes in.
+
+    Args:
+        weight: (out, in) or (out, in, h, w); only its shape counts.
+        outputs: as for `split_by_outputs`.
+    """
+    energies: Tensor = torch.linalg.eigvalsh(outputs.double()).clamp(min=0)  # rounding leaves some below 0
     return energies.flip(0)[: min(lowrank.as_matrix(weight).shape)].sqrt()
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compress.config.stages import Criterion, Reduction
 from compress.data.base import Batch
 from compress.methods.groups import ChannelGroup, Coupled
 from compress.methods.importance import (
@@ -29,8 +30,6 @@ from compress.models.answers import logits_of
 from compress.models.modes import in_evaluation
 from compress.seeds import derive_seed
 
-Criterion: TypeAlias = Literal["l1", "l2", "fpgm", "lamp", "bn_scale", "taylor", "hessian", "activation", "random"]
-Reduction: TypeAlias = Literal["sum", "mean", "max", "product"]
 Batches: TypeAlias = Iterable[Batch]
 _OF_WEIGHTS: Mapping[str, Callable[[Tensor, int], Tensor]] = {
     "l1": l1_norm,

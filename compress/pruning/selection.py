@@ -10,12 +10,11 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from compress.config.stages import Normalization, Ranking
 from compress.methods.groups import ChannelGroup
 from compress.methods.importance import lowest
-from compress.methods.ranking import isomorphic, normalised
+from compress.methods.ranking import below, isomorphic, normalised
 
-Ranking: TypeAlias = Literal["local", "global", "isomorphic"]
-Normalisation: TypeAlias = Literal["none", "mean", "max", "sum", "standardize"]
 Kept: TypeAlias = Mapping[str, int]
 """How many channels stay, by group."""
 _SEARCH_STEPS = 40
@@ -82,7 +81,7 @@ class Selection:
         scores: Mapping[str, Tensor],
         limits: Limits,
         ranking: Ranking,
-        normalisation: Normalisation,
+        normalisation: Normalization,
         kinds: Mapping[str, Hashable],
     ) -> None:
         """Rank the channels.
@@ -116,7 +115,7 @@ class Selection:
         for groups, together in self._shared:
             threshold = together[min(len(together) - 1, round(ratio * len(together)))]
             for group in groups:
-                goes = int((self._normalised[group.name] < threshold).sum())
+                goes = below(self._normalised[group.name], float(threshold))
                 kept[group.name] = self._limits.kept(group, group.channels - goes)
         return kept
 

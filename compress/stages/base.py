@@ -23,7 +23,7 @@ from compress.config import (
     TrainingConfig,
     imitates,
 )
-from compress.data.base import DecisionData, Inputs
+from compress.data.base import DecisionData, Inputs, Split
 from compress.data.splits import stratified_sample
 from compress.distributed import ALONE, Group
 from compress.errors import ModelError, StageError, first_line, listed, nearest
@@ -87,6 +87,11 @@ class Context:
         """Two training samples, as the model gets them."""
         return self.data.example()
 
+    def samples(self, n: int, seed: int) -> Split:
+        """About `n` training samples, stratified by class, never augmented; all where there are fewer."""
+        train = self.data.train
+        return train.take(stratified_sample(train.labels, n, seed))
+
     def teacher(self, checkpoint: Checkpoint, share: float = 1.0) -> TeacherModel:
         """The model of a checkpoint as teacher."""
         identity = {"teacher": checkpoint.digest, **self.answers_key}
@@ -138,8 +143,7 @@ def _with_new_statistics(model: nn.Module, samples: int, context: Context) -> fl
     percent = context.validation_percent(model)
     if samples == 0:
         return percent
-    train = context.data.train
-    chosen = train.take(stratified_sample(train.labels, samples, derive_seed(context.seed, "batch norms")))
+    chosen = context.samples(samples, derive_seed(context.seed, "batch norms"))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.to(context.device)
     has_norms = reestimate(model, (batch.to(context.device) for batch in chosen.batches(_STATISTICS_BATCH)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -12,8 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from compress import surgery
 from compress.checkpoint import Checkpoint, Draft
 from compress.config import FactorizeConfig
-from compress.data.base import Batch, Inputs
-from compress.data.splits import stratified_sample
+from compress.data.base import Inputs
 from compress.edits import Factor
 from compress.errors import StageError
 from compress.factorization.ranks import Layer, Limits, at_energy, at_ratio, least_error, macs, same_energy
@@ -21,7 +20,7 @@ from compress.factorization.responses import responses
 from compress.methods import lowrank
 from compress.methods.groups import copy_on_cpu
 from compress.methods.trial import find_broken
-from compress.methods.whitening import Moments, shift_by_outputs, split_by_outputs
+from compress.methods.whitening import Moments, shift_by_outputs, split_by_outputs, values_of_outputs
 from compress.models.cost import output_positions
 from compress.stages.base import (
     Context,
@@ -47,7 +46,11 @@ def run(parent: Checkpoint, config: FactorizeConfig, context: Context) -> Draft:
     warn_of_idle_patterns("factorize.protect", config.protect, [name for name, _ in model.named_modules()], context)
     before = cost_of(model, example)
     positions, left_alone = _factorable(model, parent, example, config, context)
-    heard = responses(model, list(positions), _samples(config, context)) if config.truncation == "outputs" else {}
+    heard = (
+        responses(model, list(positions), context.samples(config.samples, context.seed).batches(_BATCH))
+        if config.truncation == "outputs"
+        else {}
+    )
     layers = [_layer(model, name, positions[name], heard.get(name)) for name in positions]
     ranks = _chosen(layers, left_alone, config, before.macs)
     # A layer that has no bias gets one where that makes up for what the mean of its outputs would lose.
@@ -67,18 +70,11 @@ def run(parent: Checkpoint, config: FactorizeConfig, context: Context) -> Draft:
     return Draft(parent.arch, (*parent.edits, *edits), model, training=training)
 
 
-def _samples(config: FactorizeConfig, context: Context) -> Iterator[Batch]:
-    """Calibration samples, stratified by class, never augmented."""
-    train = context.data.train
-    return train.take(stratified_sample(train.labels, config.samples, context.seed)).batches(_BATCH)
-
-
 def _layer(model: nn.Module, name: str, positions: int, heard: Moments | None) -> Layer:
     weight = model.get_submodule(name).get_parameter("weight").detach()
     if heard is None:
         return Layer(name, weight, positions, lowrank.singular_values(weight))
-    energies = torch.linalg.eigvalsh(heard.covariance).clamp(min=0).flip(0)
-    return Layer(name, weight, positions, energies[: min(weight.shape[0], weight[0].numel())].sqrt())
+    return Layer(name, weight, positions, values_of_outputs(weight, heard.covariance))
 
 
 def _split(model: nn.Module, edit: Factor, heard: Moments | None) -> None:

@@ -11,7 +11,6 @@ from torch import nn
 from compress.checkpoint import Checkpoint, Draft
 from compress.config import PruneConfig
 from compress.data.base import Batch, Inputs
-from compress.data.splits import stratified_sample
 from compress.edits import Attribute, Edit
 from compress.errors import StageError, listed
 from compress.methods.groups import ChannelGroup
@@ -86,9 +85,7 @@ def _chosen(
     surgeon.exclude({group.name: f"has {group.channels} channels, not more than the multiple" for group in few})
 
     def batches() -> Iterator[Batch]:
-        seed = derive_seed(context.seed, "scores")
-        chosen = stratified_sample(context.data.train.labels, config.samples, seed)
-        return context.data.train.take(chosen).batches(_BATCH)
+        return context.samples(config.samples, derive_seed(context.seed, "scores")).batches(_BATCH)
 
     surgeon.try_groups({group.name: _tried(group, limits) for group in surgeon.groups})
     scores = scores_of(model, surgeon.groups, config.criterion, config.reduction, batches, context.seed)

@@ -10,7 +10,6 @@ from pydantic import JsonValue
 
 from compress.checkpoint import Checkpoint, Draft
 from compress.config import QuantizeConfig
-from compress.data.splits import stratified_sample
 from compress.errors import StageError
 from compress.manifest import MODEL_ONNX
 from compress.onnx_io.convert import serialized
@@ -81,7 +80,7 @@ def _chunks(config: QuantizeConfig, context: Context) -> Iterator[tuple[NDArray[
     samples = min(config.calibration.samples, len(train))
     if samples < config.calibration.samples:
         context.warn(f"calibration uses all {samples} training samples; {config.calibration.samples} were asked for")
-    chosen = train.take(stratified_sample(train.labels, samples, context.seed))
+    chosen = context.samples(samples, context.seed)
     done = 0
     for batch in chosen.batches(config.calibration.chunk):
         yield batch.arrays()
