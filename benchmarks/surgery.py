@@ -72,8 +72,8 @@ def cases() -> Iterator[Case]:
                 yield Case(network, "factorize", 1 / 1.5, {"truncation": truncation, "allocation": allocation})
 
 
-def pipeline(network: str, arguments: argparse.Namespace) -> Pipeline:
-    """Data and model, as a pipeline says them."""
+def pipeline(network: str, arguments: argparse.Namespace, **data: Any) -> Pipeline:
+    """Data and model, as a pipeline says them; further keys of the data are those given, where they are not None."""
     document = {
         "name": "surgery",
         "data": {
@@ -82,6 +82,7 @@ def pipeline(network: str, arguments: argparse.Namespace) -> Pipeline:
             # What the published weights were trained with.
             "normalize": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
             "validation": {"from": "test", "size": 2000},
+            **{key: value for key, value in data.items() if value is not None},
         },
         "model": {
             "factory": f"cifar:{network}",

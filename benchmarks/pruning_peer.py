@@ -1,0 +1,208 @@
+"""Pruning by `compress` beside torch-pruning's own high-level pruner: time, accuracy before and after the same recovery.
+
+The published ResNet-56 for CIFAR-10 loses channels by L1 norm, each group the same fraction, until the same fraction of its
+multiply-accumulates is left. Both results then go through the same recovery: distillation from the unpruned network by the
+training engine, same settings, same order of samples. Validation is 2,000 test images and decides the epoch; the other
+8,000 test images are measured once.
+
+torch-pruning does not see that the shortcuts of these networks pad with a number of channels that code fixes, and makes a
+network of its residual stream that fails in its forward pass. So it is told to ignore the layers that make the stream.
+
+    python benchmarks/pruning_peer.py --data cifar10 --weights . --per-class 1000 --epochs 6 --seeds 0 1 2
+    python benchmarks/pruning_peer.py --render                                                the table
+
+Each row is written at once; the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import shlex
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+import torch_pruning
+from surgery import parent_of, pipeline
+from torch import nn
+
+from compress import CompressError, machine
+from compress.checkpoint import Checkpoint
+from compress.config.stages import PruneConfig, RecoveryConfig
+from compress.data.base import Dataset, Inputs
+from compress.data.load import load_data
+from compress.events import Silent
+from compress.files import readable_json, write_file
+from compress.models.cost import macs
+from compress.stages import STAGES
+from compress.stages.base import Context, recover
+from compress.surroundings import git_revision, machine_record
+from compress.training import evaluate
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RESULTS = REPOSITORY / "benchmarks" / "results" / "pruning_peer.json"
+NETWORK = "resnet56"
+STEPS = 12
+"""Bisections of torch-pruning's ratio."""
+
+
+def by_compress(parent: Checkpoint, target: float, context: Context) -> nn.Module:
+    """Our stage without batch norms or recovery: trials and proof included."""
+    settings = {"target": {"macs": target}, "multiple": 1, "recovery": None, "batchnorm_samples": 0}
+    return STAGES["prune"].load()(parent, PruneConfig.model_validate_json(json.dumps(settings)), context).model
+
+
+def by_torch_pruning(parent: Checkpoint, target: float, context: Context) -> nn.Module:
+    """Its high-level pruner at the least ratio that meets the target; only its last call is timed (`seconds`)."""
+    whole, example = parent.build(), tuple(tensor[:1] for tensor in context.example())
+    low, high = 0.0, 1.0
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        left = macs(pruned_at(middle, whole, example), example) / macs(whole, example)
+        low, high = (middle, high) if left > target else (low, middle)
+    return pruned_at(high, whole, example)
+
+
+def pruned_at(ratio: float, whole: nn.Module, example: Inputs) -> nn.Module:
+    """A copy that torch-pruning has pruned: L1, mean over the tensors of a group, every group the same fraction."""
+    model = copy.deepcopy(whole)
+    stream = [layer for name, layer in model.named_modules() if name == "conv1" or name.endswith(".conv2")]
+    heads = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    importance = torch_pruning.importance.GroupMagnitudeImportance(p=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pruner = torch_pruning.pruner.BasePruner(
+            model, example, importance, pruning_ratio=ratio, ignored_layers=[*stream, *heads]
+        )
+        pruner.step()
+    return model
+
+
+WAYS: Mapping[str, Callable[[Checkpoint, float, Context], nn.Module]] = {
+    "compress": by_compress,
+    "torch-pruning": by_torch_pruning,
+}
+
+
+def timed(way: str, parent: Checkpoint, target: float, context: Context) -> tuple[nn.Module, float]:
+    """The pruned model, and seconds of one pruning; of torch-pruning without the search for the ratio."""
+    started = time.perf_counter()
+    model = WAYS[way](parent, target, context)
+    seconds = time.perf_counter() - started
+    return model, seconds / (STEPS + 1) if way == "torch-pruning" else seconds
+
+
+def record(way: str, seed: int, data: Dataset, parent: Checkpoint, folder: Path, arguments: Any) -> dict[str, Any]:
+    """One pruning and one recovery."""
+    progress, scratch = Silent(), folder / f"{way}_{seed}"
+    context = Context(
+        data.for_decisions(), parent, arguments.device, arguments.threads, seed, scratch, progress, frozenset()
+    )
+    model, seconds = timed(way, parent, arguments.target, context)
+    example = tuple(tensor[:1] for tensor in context.example())
+    straight = context.validation_percent(model)
+    config = RecoveryConfig.model_validate_json(
+        json.dumps(
+            {
+                "epochs": arguments.epochs,
+                "batch_size": arguments.batch_size,
+                "learning_rate": arguments.learning_rate,
+            }
+        )
+    )
+    rows = recover(model, config, 512, context)
+    model.to(arguments.device)
+    _, correct = evaluate(model, data.test, arguments.device)
+    return {
+        "way": way,
+        "seed": seed,
+        "seconds": seconds,
+        "macs_left": macs(model.cpu(), example) / macs(parent.build(), example),
+        "straight_validation_percent": straight,
+        "notes": context.notes,
+        "validation_percent": max(row["validation_percent"] for row in rows),
+        "test_percent": 100.0 * correct / len(data.test),
+        "test_samples": len(data.test),
+    }
+
+
+def markdown(records: Sequence[Mapping[str, Any]]) -> str:
+    """Means over seeds, and the difference seed by seed."""
+    lines = [
+        "| | MACs left | s to prune | validation %, straight after | after recovery, validation % | test % | seeds |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for way in WAYS:
+        rows = [one for one in records if one["way"] == way]
+        if rows:
+            names = ("seconds", "straight_validation_percent", "validation_percent", "test_percent")
+            cells = [f"{mean(one[name] for one in rows):.2f}" for name in names]
+            left = f"{100 * mean(one['macs_left'] for one in rows):.1f} %"
+            lines.append(f"| `{way}` | {left} | {' | '.join(cells)} | {len(rows)} |")
+    ours, theirs = ({one["seed"]: one["test_percent"] for one in records if one["way"] == way} for way in WAYS)
+    both = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    if both:
+        each = ", ".join(f"{difference:+.2f}" for difference in both)
+        lines += ["", f"Test, seed by seed, `compress` against `torch-pruning`: {each} points."]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of CIFAR-10 as arrays")
+    parser.add_argument("--weights", type=Path, help="folder with cifar10_resnet56.safetensors")
+    parser.add_argument("--target", type=float, default=1 / 2.1, help="fraction of the MACs that remains")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--per-class", type=int, help="training images of each class; all when left out")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--learning-rate", type=float, default=0.05)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--threads", type=int, default=machine.cores())
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--render", action="store_true", help="measure nothing, print the table")
+    arguments = parser.parse_args()
+    if not arguments.render and (arguments.data is None or arguments.weights is None):
+        parser.error("--data and --weights are needed, or --render")
+    found: dict[str, Any] = json.loads(arguments.json.read_bytes()) if arguments.json.is_file() else {"records": []}
+    if not arguments.render:
+        torch.set_num_threads(arguments.threads)
+        told = ("target", "epochs", "per_class", "batch_size", "learning_rate", "threads", "device")
+        budget = {name: getattr(arguments, name) for name in told}
+        if found.setdefault("budget", budget) != budget:
+            parser.error(f"{arguments.json} was measured with {found['budget']}, this is {budget}")
+        pairs = [(f"--{name.replace('_', '-')}", value) for name, value in budget.items() if value is not None]
+        found |= {
+            "machine": machine_record().model_dump(mode="json"),
+            "git_revision": git_revision(REPOSITORY),
+            "command": shlex.join(["python", "benchmarks/pruning_peer.py", *(str(word) for pair in pairs for word in pair)]),
+            "torch_pruning": torch_pruning.__version__,
+        }
+        described = pipeline(NETWORK, arguments, per_class=arguments.per_class, augment={"crop": 4, "flip": True})
+        done = {(one["way"], one["seed"]) for one in found["records"]}
+        with tempfile.TemporaryDirectory() as folder:
+            for seed in arguments.seeds:
+                for way in WAYS:
+                    if (way, seed) in done:
+                        continue
+                    data = load_data(described.data, seed)
+                    parent = parent_of(described, data, Path(folder))
+                    found["records"].append(record(way, seed, data, parent, Path(folder), arguments))
+                    write_file(arguments.json, readable_json(found))
+                    print(json.dumps(found["records"][-1]), flush=True)
+    print(markdown(found["records"]))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except CompressError as error:
+        sys.exit(str(error))
