@@ -183,7 +183,9 @@ def main() -> None:
         found |= {
             "machine": machine_record().model_dump(mode="json"),
             "git_revision": git_revision(REPOSITORY),
-            "command": shlex.join(["python", "benchmarks/pruning_peer.py", *(str(word) for pair in pairs for word in pair)]),
+            "command": shlex.join(
+                ["python", "benchmarks/pruning_peer.py", *(str(word) for pair in pairs for word in pair)]
+            ),
             "torch_pruning": torch_pruning.__version__,
         }
         described = pipeline(NETWORK, arguments, per_class=arguments.per_class, augment={"crop": 4, "flip": True})

@@ -19,6 +19,7 @@ from compress.edits import Edit
 from compress.errors import CheckpointError, CompressError, ModelError
 from compress.files import new_folder, readable_json
 from compress.manifest import HistoryEntry, InputRecord, Manifest
+from compress.measured import PruningSensitivity
 from compress.models.factory import Arch, create_empty
 from compress.models.state import check_finite, load_state
 from compress.names import placeless
@@ -129,6 +130,8 @@ class Draft:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     training: tuple[dict[str, float | int], ...] = ()
+    sensitivity: PruningSensitivity | None = None
+    """What pruning decided by, where it measured that."""
 
 
 def save(

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from compress.edits import Edit
 from compress.errors import CheckpointError
 from compress.files import canonical_json, readable_json, sha256_of
+from compress.measured import PruningSensitivity
 from compress.names import placeless
 
 FILE_NAME = "checkpoint.json"
@@ -31,6 +32,8 @@ MODEL_ONNX = "model.onnx"
 # What `export` adds, and what `dist/` holds.
 FP32_ONNX, INT8_ONNX, METADATA = "model.fp32.onnx", "model.int8.onnx", "metadata.json"
 VERSION: Final = 2
+_DECIDES = ("version", "arch", "edits", "form", "memory_format", "aliases", "inputs", "classes", "files")
+"""Fields that decide what the model computes."""
 _MAX_BYTES = 256 << 20
 
 
@@ -78,6 +81,8 @@ class HistoryEntry(_Part):
     warnings: tuple[str, ...] = ()
     training: tuple[dict[str, float | int], ...] = ()
     """A row per epoch."""
+    sensitivity: PruningSensitivity | None = None
+    """What pruning decided by, where it measured that."""
 
 
 class Manifest(_Part):
@@ -106,9 +111,9 @@ class Manifest(_Part):
 def seal(content: Mapping[str, Any]) -> Manifest:
     """Complete a manifest by its two digests."""
     draft = Manifest.model_validate({**content, "digest": "", "checksum": ""}, strict=False)
-    digest = _digest(draft)
+    digest = _digest(draft.model_dump(mode="json"))
     complete = draft.model_copy(update={"digest": digest})
-    return complete.model_copy(update={"checksum": _checksum(complete)})
+    return complete.model_copy(update={"checksum": _checksum(complete.model_dump(mode="json"))})
 
 
 def dump(manifest: Manifest) -> bytes:
@@ -132,7 +137,7 @@ def read(folder: Path) -> Manifest:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     try:
-        content = json.loads(text)
+        content = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError):
         raise CheckpointError(f"{path}: is damaged (no valid JSON)") from None
     version = content.get("version") if isinstance(content, dict) else None
@@ -144,9 +149,14 @@ def read(folder: Path) -> Manifest:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise CheckpointError(f"{path}: is damaged: {key}: {first['msg']}") from None
-    if manifest.checksum != _checksum(manifest) or manifest.digest != _digest(manifest):
+    # Over what is written, not over what this version makes of it: what it adds with a default changes no old checkpoint.
+    if manifest.checksum != _checksum(content) or manifest.digest != _digest(content):
         raise CheckpointError(f"{path}: is damaged or was changed: its content does not match its checksum")
     return manifest
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(word)
 
 
 def _other_version(version: object) -> str:
@@ -185,14 +195,14 @@ def describe_file(path: Path) -> FileRecord:
     return FileRecord(sha256=sha256_of(path), bytes=path.stat().st_size)
 
 
-def _digest(manifest: Manifest) -> str:
-    content = manifest.model_dump(
-        mode="json",
-        include={"version", "arch", "edits", "form", "memory_format", "aliases", "inputs", "classes", "files"},
-    )
-    content["arch"]["factory"] = placeless(manifest.arch.factory)  # the same wherever the file lies
-    return hashlib.sha256(canonical_json(content)).hexdigest()
+def _digest(content: Mapping[str, Any]) -> str:
+    decides = {name: content[name] for name in _DECIDES if name in content}
+    arch = content["arch"]
+    decides["arch"] = {**arch, "factory": placeless(arch["factory"])}  # the same wherever the file lies
+    return hashlib.sha256(canonical_json(decides)).hexdigest()
 
 
-def _checksum(manifest: Manifest) -> str:
-    return hashlib.sha256(canonical_json(manifest.model_dump(mode="json", exclude={"checksum"}))).hexdigest()
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(
+        canonical_json({name: value for name, value in content.items() if name != "checksum"})
+    ).hexdigest()

@@ -242,6 +242,38 @@ class Sensitivity(Record):
     """What could not be measured, and why."""
 
 
+class SilencedChannels(Record):
+    """Accuracy with some channels of one group silenced, all other groups whole."""
+
+    ratio: float
+    """Fraction of its channels that was asked for, above 0 and below 1."""
+    silenced: int
+    """Channels: that fraction of them, rounded; those of the lowest scores."""
+    percent: float
+
+
+class GroupSensitivity(Record):
+    """What the channels of one group are worth, found before anything was cut."""
+
+    name: str
+    """Of the layer that makes them."""
+    channels: int
+    removed: int
+    """How many of them the stage then removed."""
+    steps: tuple[SilencedChannels, ...]
+    """In the order of their ratios."""
+
+
+class PruningSensitivity(Record):
+    """What every group of channels costs on its own, on samples of validation."""
+
+    n: int
+    """Samples."""
+    percent: float
+    """Accuracy on them with all channels."""
+    groups: tuple[GroupSensitivity, ...]
+
+
 class Measurement(Record):
     """What bench measured of one checkpoint; kept beside it as `metrics.json`."""
 

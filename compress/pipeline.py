@@ -162,6 +162,7 @@ class _Run:
             notes=draft.notes,
             warnings=draft.warnings,
             training=draft.training,
+            sensitivity=draft.sensitivity,
         )
         checkpoint = checkpoints.save(
             self.cache.folder_for(planned, key),

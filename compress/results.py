@@ -18,6 +18,7 @@ from compress.measured import (
     PairedDifference,
     Precision,
     Profile,
+    PruningSensitivity,
     Record,
     Repeat,
     Sensitivity,
@@ -70,6 +71,8 @@ class Row(Record):
     profile: Profile | None = None
     sensitivity: Sensitivity | None = None
     """What each layer costs in int8 alone; of a quantized row and the one that exports it, where it was asked for."""
+    pruning: PruningSensitivity | None = None
+    """What each group of channels costs alone; of a pruned row, where that decided how much each group lost."""
     checkpoint: str
     """Folder of the checkpoint, relative to the run's."""
     digest: str

@@ -63,6 +63,7 @@ def _row(done: Done, comparison: Comparison | None, sensitivity: Sensitivity | N
         seconds=entry.seconds,
         training=tuple(_epoch(told) for told in entry.training),
         sensitivity=sensitivity,
+        pruning=entry.sensitivity,
         checkpoint=done.checkpoint.path.name,
         digest=done.checkpoint.digest,
         precision=measured.precision,

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from compress.measured import (
     Accuracy,
     ClassScore,
+    GroupSensitivity,
     Int8Effect,
     Latency,
     Layer,
@@ -19,10 +20,12 @@ from compress.measured import (
     OperatorTime,
     PairedDifference,
     Profile,
+    PruningSensitivity,
     Quality,
     Ratio,
     Repeat,
     Sensitivity,
+    SilencedChannels,
     Size,
     SplitAccuracy,
     SplitQuality,
@@ -119,6 +122,7 @@ def example_results(
                 seconds=seconds,
                 training=example_training(12, 0.02) if stage in _TRAINED else (),
                 sensitivity=example_sensitivity(example_size(size_bytes)) if stage in _INT8 else None,
+                pruning=example_pruning() if stage == "prune" else None,
                 checkpoint=f"{position:02d}-{stage}-0123abcd",
                 **(timed if is_timed else {}),
             )
@@ -401,6 +405,27 @@ def example_sensitivity(size, n=256):
     ]
     together = Int8Effect(changed=9, only_float_correct=6, only_int8_correct=2, error_percent=3.21)
     return Sensitivity(split="validation", n=n, together=together, layers=tuple(layers))
+
+
+def example_pruning(groups=12, n=256):
+    """What groups of channels cost, the fourth one most."""
+    return PruningSensitivity(
+        n=n,
+        percent=98.83,
+        groups=tuple(
+            GroupSensitivity(
+                name=f"layer1.{index}.conv1",
+                channels=16,
+                removed=index % 3 * 4,
+                steps=tuple(
+                    SilencedChannels(ratio=ratio, silenced=round(16 * ratio), percent=98.83 - loss)
+                    for ratio in (0.25, 0.5, 0.75)
+                    for loss in [60 * ratio**2 if index == 3 else ratio * index]
+                ),
+            )
+            for index in range(groups)
+        ),
+    )
 
 
 def example_training(epochs=12, floor=0.02):

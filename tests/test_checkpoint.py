@@ -3,6 +3,7 @@
 import ast
 import copy
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -463,6 +464,27 @@ def test_a_changed_manifest_without_its_checksum_is_refused(copied):
     content["history"][0]["seconds"] = 1e9
     path.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="its content does not match its checksum"):
+        checkpoint.load(copied)
+
+
+def test_a_checkpoint_from_before_a_field_was_added_is_whole(copied):
+    path = copied / FILE_NAME
+    content = json.loads(path.read_bytes())
+    for entry in content["history"]:
+        del entry["sensitivity"]
+    del content["checksum"]
+    plain = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    path.write_text(json.dumps({**content, "checksum": hashlib.sha256(plain).hexdigest()}))
+    assert checkpoint.load(copied).history[0].sensitivity is None
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
+def test_what_is_no_number_is_no_json(word, copied):
+    path = copied / FILE_NAME
+    content = json.loads(path.read_bytes())
+    content["history"][0]["seconds"] = float(word)
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="is damaged \\(no valid JSON\\)"):
         checkpoint.load(copied)
 
 

@@ -124,6 +124,7 @@ def test_both_forms_hold_every_word_of_the_summary(case):
     words += [summary.head.subject, summary.head.trust, summary.head.caution, *summary.stages.table.columns]
     tables = [summary.stages.table, summary.stages.latency, summary.stages.start, summary.stages.repeats]
     tables += [summary.answers.overall, summary.layers.sensitivities, *(table for _, table in summary.layers.operators)]
+    tables += [one.table for one in summary.groups]
     words.append(summary.layers.advice)
     words += [word for table in tables if table for word in words_of(table)]
     words += [word for checkpoint in summary.reproduce.checkpoints for word in checkpoint]
@@ -147,7 +148,7 @@ def test_page_holds_what_markdown_leaves_out(case):
     shown = "\0".join(Page(page).words)
     tables = [summary.answers.classes, summary.answers.all_classes, summary.answers.confusions]
     tables += [summary.layers.sizes, summary.layers.all_sizes, summary.layers.fallback]
-    tables.append(summary.layers.all_sensitivities)
+    tables += [summary.layers.all_sensitivities, *(one.all for one in summary.groups)]
     words = {word for table in tables if table for word in words_of(table)}
     words |= {word for big in summary.head.bigs for word in (big.figure, big.word, *big.details)}
     words |= (

@@ -246,6 +246,24 @@ def test_samples_without_pictures_are_still_told():
 # Layers
 
 
+def test_groups_are_ranked_by_what_they_lose_and_say_what_was_removed():
+    (found,) = summarize(example_results()).groups
+    assert len(found.table.lines) == 10
+    first = found.table.lines[0]
+    assert first.label == "layer1.3.conv1"
+    assert [cell.figure for cell in first.cells] == ["16", "−3.75", "−15.00", "−33.75", "0"]
+    assert found.table.rest == "2 further groups lose less."
+    assert [line.label for line in found.all.lines] == [f"layer1.{index}.conv1" for index in range(12)]
+    assert found.all.lines[2].cells[-1].figure == "8"
+    assert found.all.lines[2].cells[-1].part == 0.5
+
+
+def test_runs_that_measured_no_groups_have_no_such_section():
+    results = example_results(stages=("source", "train", "quantize"))
+    assert summarize(results).groups == ()
+    assert "What each group of channels costs" not in render_html(summarize(results), results)
+
+
 def test_layers_are_ranked_and_the_rest_is_summed():
     layers = summarize(WHOLE).layers
     sizes = sorted((layer.size_bytes for layer in WHOLE.rows[-1].size.layers), reverse=True)

@@ -11,9 +11,11 @@ from markupsafe import Markup
 
 from compress.report import figures, text
 from compress.report.charts.cost import draw_costs
+from compress.report.charts.groups import draw_groups
 from compress.report.charts.kinds import draw_kinds
 from compress.report.charts.training import draw_training
 from compress.report.charts.waterfall import draw_waterfalls
+from compress.report.sections.groups import Groups
 from compress.report.summary import Summary
 from compress.results import Results
 
@@ -35,6 +37,8 @@ class Drawings:
     steps: tuple[Markup, ...]
     training: tuple[tuple[str, str, Markup], ...]
     """Stage, how long it trained, curves."""
+    groups: tuple[tuple[Groups, Markup], ...]
+    """A stage that measured its groups of channels, and what they cost."""
     kinds: Markup | None
 
 
@@ -81,6 +85,8 @@ def _sections(summary: Summary, drawings: Drawings) -> Iterator[Section]:
     yield Section("quality", "Quality of the answers")
     if summary.changed is not None:
         yield Section("changed", "What was lost")
+    if summary.groups:
+        yield Section("groups", "What each group of channels costs")
     if not summary.layers.is_empty:
         yield Section("layers", "Layer by layer")
     if drawings.training:
@@ -105,6 +111,10 @@ def _draw(summary: Summary, results: Results) -> Drawings:
         costs_caption=costs.caption,
         steps=tuple(map(_markup, draw_waterfalls(results))),
         training=tuple(training),
+        groups=tuple(
+            (one, _markup(draw_groups(f"groups-{index}", one.label, one.found)))
+            for index, one in enumerate(summary.groups)
+        ),
         kinds=_markup(draw_kinds(summary.layers.bars)) if summary.layers.bars else None,
     )
 

@@ -20,6 +20,7 @@ def render_markdown(summary: Summary) -> str:
         _head(summary),
         _stages(summary),
         _quality(summary),
+        _groups(summary),
         _nodes(summary),
         _sensitivities(summary),
         _artifact(summary),
@@ -94,6 +95,13 @@ def _quality(summary: Summary) -> Iterable[str]:
     if summary.changed is not None:
         yield escape(summary.changed.counted)
     yield from _folded("All measures", table(summary.answers.overall))
+
+
+def _groups(summary: Summary) -> Iterable[str]:
+    for one in summary.groups:
+        yield f"## What each group of channels costs: {escape(one.label)}"
+        yield f"{escape(one.table.caption)} {escape(one.table.rest)}".rstrip()
+        yield from _folded("Groups that lose most", table(one.table))
 
 
 def _nodes(summary: Summary) -> Iterable[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from compress.report.sections import reproduce as origin
 from compress.report.sections.changed import Changed, changed
+from compress.report.sections.groups import Groups, groups
 from compress.report.sections.head import Head, head
 from compress.report.sections.layers import Layers, layers
 from compress.report.sections.parts import Facts
@@ -20,6 +21,7 @@ class Summary:
 
     head: Head
     stages: Stages
+    groups: tuple[Groups, ...]
     layers: Layers
     answers: Answers
     changed: Changed | None
@@ -36,6 +38,7 @@ def summarize(results: Results) -> Summary:
     return Summary(
         head=head(results),
         stages=stages(results),
+        groups=groups(results),
         layers=layers(results),
         answers=answers(results),
         changed=changed(results),
