@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 
-from report_examples import STAGES, example_machine, example_results, example_run
+from report_examples import STAGES, example_machine, example_pruning, example_results, example_run
 
 from compress.results import Artifact
 
@@ -44,9 +44,11 @@ def example_hostile():
     )
     *rows, last = base.rows
     latency = tuple(one.model_copy(update={"provider": HOSTILE, "precision": HOSTILE}) for one in last.latency)
+    named = [group.model_copy(update={"name": HOSTILE}) for group in example_pruning().groups]
     spoilt = last.model_copy(
         update={
             "stage": HOSTILE,
+            "pruning": example_pruning().model_copy(update={"groups": tuple(named)}),
             "notes": (HOSTILE,),
             "warnings": (HOSTILE,),
             "latency": latency,

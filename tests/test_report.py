@@ -211,7 +211,7 @@ def test_hostile_text_is_text():
     assert not re.search(r"(?<!\\)`", prose)
     assert not re.search(r"(?m)^# head", prose)
     tables = re.findall(r"(?m)(?:^\|.*\|$\n?)+", prose)
-    assert len(tables) == 10
+    assert len(tables) == 12
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 

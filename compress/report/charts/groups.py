@@ -40,7 +40,9 @@ def draw_groups(name: str, stage: str, found: PruningSensitivity) -> str:
         calm(axes, "Validation accuracy, one group at a time", _LEFT)
 
     worst = ", ".join(f"{text.plain(group.name)} {text.percent(lowest(group))}" for group in ranked[:NAMED])
-    told = f"{text.plural(len(ranked), 'group')}, from {text.percent(found.percent)} with all channels; lowest accuracies: {worst}."
+    told = (
+        f"{text.plural(len(ranked), 'group')}; {text.percent(found.percent)} with all channels, at the lowest {worst}."
+    )
     return draw(name, HEIGHT, paint, f"What each group of channels costs, {stage}", told)
 
 
