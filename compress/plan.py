@@ -300,6 +300,8 @@ def _by_interest(changes: list[str]) -> list[str]:
     fields = {change: re.split(r"[.:]", change)[0] for change in changes}
     if "parent" in fields.values():  # another model has another accuracy: nothing that the user did
         fields = {change: field for change, field in fields.items() if field != "accuracy"}
+    if "settings" in fields.values():  # a budget that comes or goes brings its code along
+        fields = {change: field for change, field in fields.items() if field != "guard"}
     return sorted(fields, key=lambda change: order.index(fields[change]))
 
 

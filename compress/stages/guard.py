@@ -7,7 +7,7 @@ of several trials looks better than it is on the samples that chose it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from compress.checkpoint import Checkpoint, Draft
@@ -137,19 +137,19 @@ class _Search:
                 f"comes into this stage has lost too much against the source before it begins: {loss}; or set against: input"
             )
 
-    def _why_none(self, refused: dict[float, Loss]) -> str:
+    def _why_none(self, refused: Mapping[float, Loss]) -> str:
         """What was tried, what would be within, and what to change."""
-        # What was not refused failed before it could be checked: of that, one half knows.
-        needed = {value: max(each.decisive for each in _both(loss, refused.get(value))) for value, loss in self._losses.items()}
-        nearest = min(needed, key=lambda value: (needed[value], -self._axis.strength(value)))
+        known = refused or self._losses
+        nearest = min(known, key=lambda value: (known[value].decisive, -self._axis.strength(value)))
+        where = "" if refused else " on the half that searches"
         return (
             f"budget.accuracy_drop: of all settings tried none keeps within {in_points(self._budget.accuracy_drop)} of the "
-            f"{self._standard}, only the untouched model does: {'; '.join(self._told(refused))}; with accuracy_drop "
-            f"{rounded_up(needed[nearest]):g} it would be {self._trials.name(nearest)}; or allow more trials, or train longer in "
-            "recovery"
+            f"{self._standard}, only the untouched model does: {'; '.join(self._told(refused))}; an accuracy_drop of "
+            f"{rounded_up(known[nearest].decisive):g} would allow {self._trials.name(nearest)}{where}; or allow more trials, or "
+            "train longer in recovery"
         )
 
-    def _told(self, refused: dict[float, Loss]) -> Iterator[str]:
+    def _told(self, refused: Mapping[float, Loss]) -> Iterator[str]:
         for value in self._axis.strongest_first([*self._losses, *self._idle]):
             name = self._trials.name(value)
             if value in self._idle:
@@ -159,6 +159,3 @@ class _Search:
             else:
                 yield f"{name}: {self._losses[value]}"
 
-
-def _both(searched: Loss, checked: Loss | None) -> tuple[Loss, ...]:
-    return (searched,) if checked is None else (searched, checked)
