@@ -8,9 +8,9 @@ from scipy import stats
 
 from compress.methods.statistics import (
     is_noisy_repeat,
+    largest_loss,
     median_interval,
     middle_half_mean,
-    largest_loss,
     paired_difference,
     paired_ratio,
     quantile,
