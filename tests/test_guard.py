@@ -162,7 +162,7 @@ def test_a_target_within_the_budget_takes_one_trial(bench):
     assert draft.edits[-1].value == draft.model.removed == 200
     assert len(bench.seen) == 100
     notes = "\n".join(context.notes)
-    assert "budget: 5 points of the input of this stage's accuracy; 100 validation samples" in notes
+    assert "budget: 5 points of accuracy against the input of this stage; 100 validation samples" in notes
     assert re.search(r"macs 0\.2: 5\.00 points lost \[.+, .+\] on 100 samples: within the budget", notes)
     assert re.search(r"chosen: macs 0\.2: 5\.00 points .* that chose it, 5\.00 points .* on 100 samples that did not", notes)
 
@@ -312,7 +312,7 @@ def test_against_the_source_what_was_lost_before_counts(bench):
     half = bench.keep("half", bench.model(range(8)))
     stage = bench.stage(lambda value: 8)
     _, context = bench.search(stage, parent=half, accuracy_drop=8.0, against="source")
-    assert "8 points of the source's accuracy" in context.notes[0]
+    assert "8 points of accuracy against the source" in context.notes[0]
     with pytest.raises(StageError, match=r"accuracy_drop: must be \d or more, got 0\.5: what comes into this stage"):
         bench.search(stage, parent=half, accuracy_drop=0.5, against="source")
 

@@ -104,7 +104,7 @@ class _Search:
         budget = self._budget
         sure = "" if budget.confidence is None else f", with {100 * budget.confidence:g} % confidence"
         self._context.note(
-            f"budget: {in_points(budget.accuracy_drop)} of the {self._standard}'s accuracy{sure}; {len(self._searched):,} "
+            f"budget: {in_points(budget.accuracy_drop)} of accuracy against the {self._standard}{sure}; {len(self._searched):,} "
             f"validation samples are all that the trials see, {len(self._checked):,} others check what is chosen"
         )
 
