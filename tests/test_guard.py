@@ -19,7 +19,8 @@ from compress.edits import Attribute
 from compress.errors import StageError
 from compress.manifest import HistoryEntry
 from compress.models.factory import Arch, create
-from compress.plan import make_plan
+from compress.plan import Keys, make_plan, planned_stages
+from compress.provenance import code_digest
 from compress.seeds import derive_seed
 from compress.stages.base import Context
 from compress.stages.guard import guarded
@@ -33,6 +34,7 @@ TABLE = f'''
 """Answers each sample (its number, its class) correctly but for those it has been told to get wrong."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -164,7 +166,9 @@ def test_a_target_within_the_budget_takes_one_trial(bench):
     notes = "\n".join(context.notes)
     assert "budget: 5 points of accuracy against the input of this stage; 100 validation samples" in notes
     assert re.search(r"macs 0\.2: 5\.00 points lost \[.+, .+\] on 100 samples: within the budget", notes)
-    assert re.search(r"chosen: macs 0\.2: 5\.00 points .* that chose it, 5\.00 points .* on 100 samples that did not", notes)
+    assert re.search(
+        r"chosen: macs 0\.2: 5\.00 points .* that chose it, 5\.00 points .* on 100 samples that did not", notes
+    )
 
 
 @pytest.mark.parametrize(
@@ -203,11 +207,11 @@ def test_the_result_is_that_of_the_trial_and_says_what_the_trial_said(bench):
 
 def test_the_stage_alone_makes_the_same_as_the_search_that_chose_it(workshop, trained):
     settings = {"recovery": None, "batchnorm_samples": 0}
-    budget = {"accuracy_drop": 8.0, "trials": 4}
-    draft, context = workshop.draft(trained, "prune", target={"macs": 0.1}, multiple=2, budget=budget, **settings)
+    budget = {"accuracy_drop": 8.0, "trials": 3}
+    draft, context = workshop.draft(trained, "prune", target={"macs": 0.55}, multiple=2, budget=budget, **settings)
     (told,) = [note for note in context.notes if note.startswith("chosen: ")]
     value = float(re.match(r"chosen: macs ([\d.]+)", told)[1])
-    assert 0.1 < value < 1
+    assert 0.55 < value < 1
     alone, _ = workshop.draft(trained, "prune", target={"macs": value}, multiple=2, **settings)
     assert draft.edits == alone.edits
     assert draft.edits
@@ -399,34 +403,43 @@ def test_every_target_knows_what_would_change_nothing():
         assert set(target.nothing) == set(target.model_fields)
 
 
-QUICK = {"epochs": 2, "batch_size": 16, "optimizer": "adamw", "learning_rate": 0.01}
+def pruning(tiny, folder, trained, **budget):
+    """A pipeline that prunes the trained model."""
+    settings = {"target": {"macs": 0.3}, "multiple": 2, "recovery": None, "budget": {"trials": 2, **budget}}
+    model = {"factory": tiny.factory, "weights": str(trained.path / "model.safetensors")}
+    return tiny.pipeline(folder, {"prune": settings}, model=model)
 
 
-def pruned(**budget):
-    settings = {"target": {"macs": 0.3}, "multiple": 2, "recovery": None, "budget": {"trials": 3, **budget}}
-    return {"train": QUICK}, {"prune": settings}
-
-
-def test_a_pipeline_keeps_what_was_asked_and_what_was_chosen(tiny, tmp_path):
-    pipeline = tiny.pipeline(tmp_path, *pruned(accuracy_drop=20.0))
-    results = run(pipeline, runs=tmp_path / "runs")
-    row = results.rows[-1]
-    (folder,) = (tmp_path / "runs" / "tiny").glob("02-prune-*")
+def test_a_pipeline_keeps_what_was_asked_and_what_was_chosen(tiny, tmp_path, trained):
+    pipeline = pruning(tiny, tmp_path, trained, accuracy_drop=20.0)
+    before, row = run(pipeline, runs=tmp_path / "runs").rows
+    (folder,) = (tmp_path / "runs" / "tiny").glob("01-prune-*")
     entry = checkpoints.load(folder, {tiny.factory}).history[-1]
     assert entry.settings["target"] == {"macs": 0.3}
-    assert entry.settings["budget"] == {"accuracy_drop": 20.0, "trials": 3, "against": "input"}
+    assert entry.settings["budget"] == {"accuracy_drop": 20.0, "trials": 2, "against": "input"}
     (told,) = [note for note in entry.notes if note.startswith("chosen: ")]
-    value = float(re.match(r"chosen: macs ([\d.]+)", told)[1])
-    assert row.macs / results.rows[-2].macs == pytest.approx(value, abs=0.06)
+    chosen = float(re.match(r"chosen: macs ([\d.]+) instead of 0.3", told)[1])
+    assert row.macs / before.macs == pytest.approx(chosen, abs=0.06)
     assert not (tmp_path / "runs" / "tiny" / ".work").exists()
-    assert [step.status for step in make_plan(pipeline, tmp_path / "runs")] == ["cached"] * 3
-    other = tiny.pipeline(tmp_path, *pruned(accuracy_drop=10.0))
-    step = make_plan(other, tmp_path / "runs")[-1]
+    assert [step.status for step in make_plan(pipeline, tmp_path / "runs")] == ["cached"] * 2
+    step = make_plan(pruning(tiny, tmp_path, trained, accuracy_drop=10.0), tmp_path / "runs")[-1]
     assert (step.status, step.reason) == ("run", "changed: settings.budget.accuracy_drop: 20.0 → 10.0")
 
 
-def test_a_budget_that_cannot_be_kept_names_its_line(tiny, tmp_path):
-    pipeline = tiny.pipeline(tmp_path, *pruned(accuracy_drop=0.5, confidence=0.99))
+def test_a_budget_that_cannot_be_kept_names_its_line(tiny, tmp_path, trained):
+    pipeline = pruning(tiny, tmp_path, trained, accuracy_drop=0.5, confidence=0.99)
     with pytest.raises(StageError) as caught:
         run(pipeline, runs=tmp_path / "runs")
-    assert re.match(r"\S*pipeline\.yaml:\d+: (stages\.1\.)?prune\.budget\.confidence: must be lower", str(caught.value))
+    told = str(caught.value)
+    assert re.match(r"\S*pipeline\.yaml:\d+: (stages\.0\.)?prune\.budget\.confidence: must be lower", told)
+
+
+def test_only_a_guarded_stage_depends_on_the_guard(tiny, tmp_path):
+    keys = {}
+    for budget in (None, {"accuracy_drop": 1.0}):
+        pipeline = tiny.pipeline(tmp_path, {"prune": {"budget": budget}})
+        planned = planned_stages(pipeline)[1]
+        keys[budget is None] = Keys(pipeline).stage(planned, None, None, None)
+    assert "guard" not in keys[True]
+    assert keys[False]["guard"]["code"] == code_digest("compress.stages.guard")
+    assert keys[False]["code"] == keys[True]["code"]

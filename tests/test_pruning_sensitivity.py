@@ -78,7 +78,8 @@ def group_of(channels, blocks=1):
 
 
 @pytest.mark.parametrize(
-    ("channels", "blocks", "ratio", "count"), [(16, 1, 0.5, 8), (12, 4, 0.5, 8), (12, 4, 0.1, 0), (2, 1, 0.9, 1), (1, 1, 0.9, 0)]
+    ("channels", "blocks", "ratio", "count"),
+    [(16, 1, 0.5, 8), (12, 4, 0.5, 8), (12, 4, 0.1, 0), (2, 1, 0.9, 1), (1, 1, 0.9, 0)],
 )
 def test_blocks_lose_equally_many_and_never_all(channels, blocks, ratio, count):
     assert silenced_channels(group_of(channels, blocks), ratio) == count

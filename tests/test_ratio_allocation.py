@@ -12,7 +12,9 @@ from compress.methods.ratio_allocation import Step, allocate_ratios
 RATIOS = (0.25, 0.5, 0.75)
 LOSSES = st.lists(st.floats(-0.1, 1), min_size=3, max_size=3)
 SAVINGS = st.lists(st.integers(1, 40), min_size=3, max_size=3).map(itertools.accumulate).map(tuple)
-GROUP = st.builds(lambda saved, losses: [Step(*each) for each in zip(RATIOS, saved, losses, strict=True)], SAVINGS, LOSSES)
+GROUP = st.builds(
+    lambda saved, losses: [Step(*each) for each in zip(RATIOS, saved, losses, strict=True)], SAVINGS, LOSSES
+)
 GROUPS = st.lists(GROUP, min_size=1, max_size=4).map(lambda some: {f"group{n}": steps for n, steps in enumerate(some)})
 
 
@@ -51,7 +53,7 @@ def test_enough_is_saved_at_nearly_the_least_loss(groups, share):
 
 @given(GROUPS, st.floats(0, 1), st.floats(0, 1))
 def test_saving_less_never_loses_more(groups, one, other):
-    less, more = sorted((round(share * reachable(groups)) for share in (one, other)))
+    less, more = sorted(round(share * reachable(groups)) for share in (one, other))
     assert loss(groups, allocate_ratios(groups, less)) <= loss(groups, allocate_ratios(groups, more)) + 1e-9
 
 

@@ -46,7 +46,9 @@ def allocate_ratios(steps: Mapping[str, Sequence[Step]], saving: int) -> dict[st
     """
     for name, choices in steps.items():
         if wrong := [step.saved for step in choices if step.saved < 0]:
-            raise ValueError(f"'{name}' has a step that saves {wrong[0]} multiply-accumulates; none may save less than 0")
+            raise ValueError(
+                f"'{name}' has a step that saves {wrong[0]} multiply-accumulates; none may save less than 0"
+            )
     most = {name: max((step.saved for step in choices), default=0) for name, choices in steps.items()}
     reachable = sum(most.values())
     if saving > reachable:

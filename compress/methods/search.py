@@ -62,9 +62,7 @@ def next_value(axis: Axis, tried: Sequence[Trial]) -> float | None:
         return axis.target
     passed = [axis.nothing, *(trial.value for trial in tried if trial.passed)]
     weak = max(passed, key=axis.strength)
-    stronger = [
-        trial.value for trial in tried if not trial.passed and axis.strength(trial.value) > axis.strength(weak)
-    ]
+    stronger = [trial.value for trial in tried if not trial.passed and axis.strength(trial.value) > axis.strength(weak)]
     if not stronger:
         return None
     strong = min(stronger, key=axis.strength)

@@ -86,9 +86,7 @@ def paired_difference(
     return (only_other - only_reference) / n, max(-1.0, centre - half), min(1.0, centre + half)
 
 
-def largest_loss(
-    reference_correct: NDArray[np.bool_], other_correct: NDArray[np.bool_], confidence: float
-) -> float:
+def largest_loss(reference_correct: NDArray[np.bool_], other_correct: NDArray[np.bool_], confidence: float) -> float:
     """The accuracy that `other` loses against `reference` at most, with this confidence, as a fraction in [-1, 1].
 
     A one-sided bound: of the interval of `paired_difference` that leaves 1 - confidence out on either side, the end that

@@ -50,7 +50,9 @@ class _Search:
         validation, confidence = context.data.validation, self._budget.confidence
         if len(validation) < 2:
             raise StageError("budget: one half of validation searches and the other checks, but it has 1 sample")
-        first, second = (validation.take(half) for half in halves(validation.labels, derive_seed(context.seed, "guard")))
+        first, second = (
+            validation.take(half) for half in halves(validation.labels, derive_seed(context.seed, "guard"))
+        )
         self._searched = Comparison(first, standard, confidence, context)
         self._checked = Comparison(second, standard, confidence, context)
         self._trials = Trials(run, parent, config, context, first)
@@ -158,4 +160,3 @@ class _Search:
                 yield f"{name}: {self._losses[value]}, but {refused[value]} that check"
             else:
                 yield f"{name}: {self._losses[value]}"
-
