@@ -21,7 +21,7 @@ from compress.config import Config, Pipeline, TrainingConfig
 from compress.config.located import located, within
 from compress.data.base import DecisionData
 from compress.data.load import load_data
-from compress.distributed import Group
+from compress.distributed import ALONE, Group
 from compress.errors import CompressError, TrainingError
 from compress.events import Progress, Silent
 from compress.plan import Keys, Planned, planned_stages
@@ -121,7 +121,7 @@ class Maker:
             progress=progress,
             trusted=self.trusted,
             cache=self._root / ANSWERS,
-            group=self._group,
+            group=self._group if _trains(planned.settings) else ALONE,  # the others wait for the next stage that trains
             answers_key=self._keys.answers(),
             parent_accuracy=parent_accuracy,
         )

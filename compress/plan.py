@@ -24,7 +24,7 @@ from compress.names import WEIGHTS_ENDINGS, WITH_PUBLISHED_WEIGHTS, is_weights_f
 from compress.provenance import code_digest, differences, identity, key_digest, versions
 from compress.requirements import unmet
 from compress.seeds import derive_seed
-from compress.stages import SOURCE_MODULE, STAGES
+from compress.stages import GUARD_MODULE, SOURCE_MODULE, STAGES
 
 SOURCE = "source"
 _BENCH_MODULE = "compress.bench.measure"
@@ -147,6 +147,7 @@ class Keys:
             "machine": None if planned.name == SOURCE else self._place,
             "versions": dict(versions(planned.module)),
             "code": code_digest(planned.module),
+            **_guard_key(planned),
         }
 
     def shared(self) -> dict[str, str]:
@@ -295,11 +296,20 @@ def _steps(stages: Sequence[Planned], reference_at: int, keys: Keys, cache: Cach
 
 def _by_interest(changes: list[str]) -> list[str]:
     """What the user changed first; then what follows from that."""
-    order = ("settings", "data", "seed", "machine", "versions", "code", "parent", "reference", "accuracy")
+    order = ("settings", "data", "seed", "machine", "versions", "code", "guard", "parent", "reference", "accuracy")
     fields = {change: re.split(r"[.:]", change)[0] for change in changes}
     if "parent" in fields.values():  # another model has another accuracy: nothing that the user did
         fields = {change: field for change, field in fields.items() if field != "accuracy"}
+    if "settings" in fields.values():  # a budget that comes or goes brings its code along
+        fields = {change: field for change, field in fields.items() if field != "guard"}
     return sorted(fields, key=lambda change: order.index(fields[change]))
+
+
+def _guard_key(planned: Planned) -> dict[str, JsonValue]:
+    """What decides besides the stage where it is held to a budget of its own; of others it is no part."""
+    if getattr(planned.settings, "budget", None) is None:
+        return {}
+    return {"guard": {"versions": dict(versions(GUARD_MODULE)), "code": code_digest(GUARD_MODULE)}}
 
 
 def resolved_device(pipeline: Pipeline) -> str:

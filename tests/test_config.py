@@ -268,6 +268,23 @@ def test_bad_data(refuse, data, message):
             "prune: {target: {macs: }}",
             "stages.0.prune.target: must have exactly one of the keys macs, parameters, ratio",
         ),
+        ("prune: {budget: {}}", "stages.0.prune.budget.accuracy_drop: is missing"),
+        ("prune: {budget: 1.0}", "stages.0.prune.budget: must be a mapping, got 1.0"),
+        (
+            "factorize: {budget: {accuracy_drop: -1}}",
+            "stages.0.factorize.budget.accuracy_drop: must be greater than or",
+        ),
+        (
+            "prune: {budget: {accuracy_drop: 1, confidence: 95}}",
+            "stages.0.prune.budget.confidence: must be less than or equal to 0.999, got 95",
+        ),
+        (
+            "prune: {budget: {accuracy_drop: 1, trials: 0}}",
+            "stages.0.prune.budget.trials: must be greater than or equal",
+        ),
+        ("prune: {budget: {accuracy_drops: 1, accuracy_drop: 1}}", "stages.0.prune.budget.accuracy_drops: "),
+        ("prune: {budget: {accuracy_drop: 1, against: teacher}}", "stages.0.prune.budget.against: must be 'input' or"),
+        ("train: {budget: {accuracy_drop: 1}}", "stages.0.train.budget: "),
         ("quantize: {target: x86}", "stages.0.quantize.target: must be 'auto', 'x86-vnni', 'x86-avx2' or 'arm64', got"),
         ("export: {agreement: -0.1}", "stages.0.export.agreement: must be greater than or equal to 0, got -0.1"),
     ],
@@ -445,7 +462,7 @@ def test_overrides(load, override, value):
         ("stages.0=null", "stages.0: must be a mapping, got null"),
         (
             "stages.prune.nothing=1",
-            "stages.1.prune.nothing: unknown key (allowed: criterion, reduction, ranking, normalize, samples, target, ",
+            "stages.1.prune.nothing: unknown key (allowed: target, budget, criterion, reduction, ranking, normalize, ",
         ),
         ("stages.prune.target.macs=4", "stages.1.prune.target.macs: must be less than 1, got 4"),
     ],

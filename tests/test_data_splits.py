@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compress.config.data import Validation
-from compress.data.splits import divide, stratified_sample
+from compress.data.splits import divide, halves, stratified_sample
 from compress.errors import DataError
 
 quick = settings(max_examples=40, deadline=None, derandomize=True, database=None)
@@ -108,3 +108,21 @@ def test_messages(counts, settings_, message):
     labels = {"train": labels_of(counts), "test": labels_of([10, 10])}
     with pytest.raises(DataError, match=message):
         divide(labels, settings_, 0.3, 0, CLASSES)
+
+
+@quick
+@given(counts=st.lists(st.integers(2, 30), min_size=1, max_size=6), seed=st.integers(0, 99))
+def test_halves_are_disjoint_stratified_and_everything(counts, seed):
+    labels = labels_of(counts)
+    first, second = halves(labels, seed)
+    assert sorted(first + second) == list(range(len(labels)))
+    assert (first, second) == (sorted(first), sorted(second))
+    assert len(first) - len(second) in (0, 1)
+    each = [np.bincount(labels[half], minlength=len(counts)) for half in (first, second)]
+    assert np.abs(each[0] - each[1]).max() <= 1
+    assert halves(labels, seed) == (first, second)
+
+
+def test_halves_depend_on_the_seed():
+    labels = labels_of([40, 40])
+    assert halves(labels, 0) != halves(labels, 1)

@@ -8,6 +8,7 @@ from scipy import stats
 
 from compress.methods.statistics import (
     is_noisy_repeat,
+    largest_loss,
     median_interval,
     middle_half_mean,
     paired_difference,
@@ -115,6 +116,41 @@ def test_paired_difference_ignores_order_and_agreement_narrows_it():
     # Unpaired samples of the same accuracies differ in more places.
     _, low_unpaired, high_unpaired = paired_difference(reference, np.sort(other)[::-1])
     assert high - low < high_unpaired - low_unpaired
+
+
+@given(pairs.filter(bool), st.floats(0, 0.99), st.floats(0, 0.99))
+def test_more_confidence_takes_a_wider_interval_around_the_same_difference(rows, one, other):
+    less, more = sorted((one, other))
+    narrow, wide = (paired_difference(*columns(rows), confidence) for confidence in (less, more))
+    assert narrow[0] == wide[0]
+    assert wide[1] <= narrow[1] <= narrow[2] <= wide[2]
+    assert paired_difference(*columns(rows), 0.95) == paired_difference(*columns(rows))
+
+
+@given(pairs, st.floats(0.5, 0.999))
+def test_the_largest_loss_is_the_end_of_an_interval_that_leaves_as_much_out_on_either_side(rows, confidence):
+    reference, other = columns(rows)
+    bound = largest_loss(reference, other, confidence)
+    assert bound == -paired_difference(reference, other, 2 * confidence - 1)[1]
+    assert -1 <= bound <= 1
+
+
+def test_the_largest_loss_is_exceeded_as_rarely_as_it_promises():
+    """Exactly, from all outcomes of small samples."""
+    n, confidence = 40, 0.95
+    for only_reference, only_other in [(0.1, 0.1), (0.2, 0.05), (0.15, 0.1)]:
+        held = 0.0
+        for b in range(n + 1):
+            for c in range(n + 1 - b):
+                if only_reference - only_other <= largest_loss(*from_counts(n - b - c, b, c, 0), confidence):
+                    cells = [only_reference, only_other, 1 - only_reference - only_other]
+                    held += stats.multinomial.pmf([b, c, n - b - c], n, cells)
+        assert held > confidence - 0.02
+
+
+def test_the_largest_loss_without_doubt_is_above_nothing_on_few_samples():
+    alike = np.ones(50, bool)
+    assert largest_loss(alike, alike, 0.95) > largest_loss(np.ones(500, bool), np.ones(500, bool), 0.95) > 0
 
 
 def test_paired_difference_without_samples_knows_nothing():

@@ -13,6 +13,7 @@ from compress.config.data import (
     TorchvisionConfig,
     Validation,
 )
+from compress.config.guard import StageBudgetConfig, SurgeryTarget
 from compress.config.load import load_pipeline
 from compress.config.losses import (
     AttentionConfig,
@@ -41,6 +42,7 @@ from compress.config.stages import (
     RecoveryConfig,
     StageConfig,
     StageEntry,
+    SurgeryConfig,
     TrainConfig,
 )
 from compress.config.training import (
@@ -93,9 +95,12 @@ __all__ = [
     "ScheduleConfig",
     "SensitivityConfig",
     "SimilarityConfig",
+    "StageBudgetConfig",
     "StageConfig",
     "StageEntry",
     "StudentConfig",
+    "SurgeryConfig",
+    "SurgeryTarget",
     "TaughtConfig",
     "TeacherCacheConfig",
     "TeacherConfig",

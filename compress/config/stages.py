@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self, TypeAlias, get_args
 from pydantic import Field, model_validator
 
 from compress.config.base import Config, Fraction, OneOf, OpenFraction
+from compress.config.guard import StageBudgetConfig, SurgeryTarget
 from compress.config.losses import LabelLossConfig, LossEntry, Losses
 from compress.config.training import (
     EnsembleConfig,
@@ -97,8 +98,19 @@ Ranking: TypeAlias = Literal["local", "global", "isomorphic"]
 Normalization: TypeAlias = Literal["none", "mean", "max", "sum", "standardize"]
 
 
-class PruneTarget(OneOf):
+class SurgeryConfig(StageConfig):
+    """Settings of a stage that makes a model smaller as far as its target says."""
+
+    target: SurgeryTarget
+    budget: StageBudgetConfig | None = Field(
+        default=None, description="Go only as far towards `target` as this allows; null goes all the way."
+    )
+
+
+class PruneTarget(SurgeryTarget):
     """How far to prune."""
+
+    nothing: ClassVar[Mapping[str, float]] = {"macs": 1.0, "parameters": 1.0, "ratio": 0.0}
 
     macs: OpenFraction | None = Field(default=None, description="Fraction of the multiply-accumulates that remains.")
     parameters: OpenFraction | None = Field(default=None, description="Fraction of the parameters that remains.")
@@ -107,7 +119,7 @@ class PruneTarget(OneOf):
     )
 
 
-class PruneConfig(StageConfig):
+class PruneConfig(SurgeryConfig):
     """`prune`: remove whole channels, by default least L1 norm first (Li et al. 2017, arXiv:1608.08710), then recover."""
 
     criterion: Criterion = Field(
@@ -156,8 +168,10 @@ class PruneConfig(StageConfig):
         return self
 
 
-class FactorizeTarget(OneOf):
+class FactorizeTarget(SurgeryTarget):
     """How far to factorize."""
+
+    nothing: ClassVar[Mapping[str, float]] = {"macs": 1.0, "energy": 1.0, "ratio": 1.0}
 
     macs: OpenFraction | None = Field(default=None, description="Fraction of the multiply-accumulates that remains.")
     energy: OpenFraction | None = Field(
@@ -166,7 +180,7 @@ class FactorizeTarget(OneOf):
     ratio: OpenFraction | None = Field(default=None, description="Fraction of each layer's full rank kept.")
 
 
-class FactorizeConfig(StageConfig):
+class FactorizeConfig(SurgeryConfig):
     """`factorize`: replace layers by two thinner ones through a truncated SVD, where that saves work."""
 
     truncation: Literal["outputs", "weights"] = Field(

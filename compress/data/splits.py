@@ -14,7 +14,7 @@ from compress.errors import DataError
 Indices = npt.NDArray[np.int64]
 
 # Each purpose draws from its own stream, so that one seed does not pick the same samples for two of them.
-_TEST, _VALIDATION, _SAMPLE, _USED = 1, 2, 3, 4
+_TEST, _VALIDATION, _SAMPLE, _USED, _HALF = 1, 2, 3, 4, 5
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,23 @@ def stratified_sample(labels: npt.ArrayLike, n: int, seed: int) -> list[int]:
     if n >= len(values):
         return list(range(len(values)))
     return [int(i) for i in _draw(values, n, [seed, _SAMPLE], spare=0)]
+
+
+def halves(labels: npt.ArrayLike, seed: int) -> tuple[list[int], list[int]]:
+    """Positions of two halves whose classes are as frequent as in `labels`, each ascending, together all of them.
+
+    Args:
+        labels: integers from 0, shape (m,), m at least 2.
+        seed: same seed, same halves.
+
+    Returns:
+        Two disjoint lists; of an odd number the first has one more.
+    """
+    values = np.asarray(labels, dtype=np.int64)
+    assert len(values) >= 2
+    second = _draw(values, len(values) // 2, [seed, _HALF], spare=0)
+    first = np.delete(np.arange(len(values)), second)
+    return [int(i) for i in first], [int(i) for i in second]
 
 
 def _draw(labels: Indices, n: int, seed: Sequence[int], spare: int) -> Indices:

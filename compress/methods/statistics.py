@@ -1,4 +1,7 @@
-"""Intervals and tests behind every reported number. All intervals are two-sided, 95 %; proportions are fractions."""
+"""Intervals and tests behind every reported number. Proportions are fractions.
+
+All intervals are two-sided, 95 %, where nothing else is asked for.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
 
 
 def paired_difference(
-    reference_correct: NDArray[np.bool_], other_correct: NDArray[np.bool_]
+    reference_correct: NDArray[np.bool_], other_correct: NDArray[np.bool_], confidence: float = CONFIDENCE
 ) -> tuple[float, float, float]:
     """Accuracy of `other` minus that of `reference` on the same samples, with its interval, as fractions.
 
@@ -57,6 +60,7 @@ def paired_difference(
     Args:
         reference_correct: Whether the reference answers each sample correctly, shape `(n,)`.
         other_correct: The same of the other model, in the same order, shape `(n,)`.
+        confidence: That the interval holds the difference, 0 or more and below 1; z is its normal quantile.
 
     Returns:
         Difference, lower and upper end, each within [-1, 1]; (0, -1, 1) without samples.
@@ -64,6 +68,7 @@ def paired_difference(
     Raises:
         ValueError: where the arrays are not boolean vectors of one length.
     """
+    assert 0.0 <= confidence < 1.0
     reference, other = np.asarray(reference_correct), np.asarray(other_correct)
     if reference.dtype != np.bool_ or other.dtype != np.bool_:
         raise ValueError(f"both arrays must be boolean, got {reference.dtype} and {other.dtype}")
@@ -76,8 +81,27 @@ def paired_difference(
     only_other = int(np.count_nonzero(other & ~reference))
     b, c = (only_reference + 1) / (n + 2), (only_other + 1) / (n + 2)
     centre = c - b
-    half = Z * math.sqrt((c + b - centre**2) / (n + 2))
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    half = z * math.sqrt((c + b - centre**2) / (n + 2))
     return (only_other - only_reference) / n, max(-1.0, centre - half), min(1.0, centre + half)
+
+
+def largest_loss(reference_correct: NDArray[np.bool_], other_correct: NDArray[np.bool_], confidence: float) -> float:
+    """The accuracy that `other` loses against `reference` at most, with this confidence, as a fraction in [-1, 1].
+
+    A one-sided bound: of the interval of `paired_difference` that leaves 1 - confidence out on either side, the end that
+    speaks against `other`. On few samples it lies above 0 even where both answer alike.
+
+    Args:
+        reference_correct: As in `paired_difference`.
+        other_correct: As in `paired_difference`.
+        confidence: 0.5 or more, below 1.
+
+    Raises:
+        ValueError: where the arrays are not boolean vectors of one length.
+    """
+    assert 0.5 <= confidence < 1.0
+    return -paired_difference(reference_correct, other_correct, 2 * confidence - 1)[1]
 
 
 def two_proportions_differ(correct_a: int, n_a: int, correct_b: int, n_b: int) -> float:

@@ -1,9 +1,11 @@
-"""Loss and accuracy on a split while training goes on."""
+"""Loss and accuracy on a split, without ONNX Runtime: while training goes on, and to decide by."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import nn
 
 from compress.data.base import Split
@@ -33,3 +35,14 @@ def evaluate(model: nn.Module, split: Split, device: str, group: Group = ALONE) 
         loss += F.cross_entropy(logits, labels, reduction="sum")
         correct += (logits.argmax(1) == labels).sum()
     return float(group.sum(loss)) / len(split), int(group.sum(correct))
+
+
+@torch.no_grad()
+def answered_correctly(model: nn.Module, split: Split, device: str) -> NDArray[np.bool_]:
+    """Whether each sample of a split is answered correctly, shape (n,); `model` must be on `device`."""
+    model.eval()
+    found = [np.empty(0, dtype=np.bool_)]
+    for batch in split.batches(_BATCH):
+        inputs, labels, *_ = batch.to(device)
+        found.append((logits_of(model(*inputs)).argmax(1) == labels).cpu().numpy())
+    return np.concatenate(found)
