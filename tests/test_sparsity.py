@@ -107,8 +107,8 @@ def groups(model, tiny_data):
     return [group for group in found if group.name in ("conv1", "conv3")]
 
 
-def penalty_of(groups, kind, weight=1.0):
-    return SparsityPenalty(groups, SparsityConfig(kind=kind, weight=weight), {"conv1": [0, 3], "conv3": []})
+def penalty_of(model, groups, kind, weight=1.0):
+    return SparsityPenalty(model, groups, SparsityConfig(kind=kind, weight=weight), {"conv1": [0, 3], "conv3": []})
 
 
 def test_the_penalty_of_a_model_is_that_of_its_groups(model, groups):
@@ -117,12 +117,12 @@ def test_the_penalty_of_a_model_is_that_of_its_groups(model, groups):
         for k in range(16)
     ]
     squares = torch.stack([part.square().sum() for part in through]) + model.conv2.weight.square().sum((0, 2, 3))
-    chosen = penalty_of([group for group in groups if group.name == "conv1"], "group_growing", weight=0.5)
+    chosen = penalty_of(model, [group for group in groups if group.name == "conv1"], "group_growing", weight=0.5)
     torch.testing.assert_close(chosen(model, 1.0), 0.25 * (squares[0] + squares[3]))
     torch.testing.assert_close(chosen(model, 0.5), 0.125 * (squares[0] + squares[3]))
     assert chosen(model, 0.0) == 0
     assert chosen.share(model) == pytest.approx(float((squares[0] + squares[3]) / squares.sum()), rel=1e-5)
-    lasso = penalty_of([group for group in groups if group.name == "conv1"], "group_lasso", weight=2.0)
+    lasso = penalty_of(model, [group for group in groups if group.name == "conv1"], "group_lasso", weight=2.0)
     expected = 2.0 * (relative_strength(squares) * squares.sqrt()).sum()
     torch.testing.assert_close(lasso(model, 0.3), expected.detach(), rtol=1e-4, atol=0)
 

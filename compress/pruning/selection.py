@@ -140,7 +140,7 @@ class Selection:
         self._scores, self._limits = scores, limits
         self._shared: list[tuple[list[ChannelGroup], Tensor]] = []
         self._normalised: dict[str, Tensor] = {}
-        if ranking != "local":
+        if ranking != "local" and groups:
             self._normalised = {group.name: normalised(scores[group.name], normalisation) for group in groups}
             by_name = {group.name: group for group in groups}
             names = [list(by_name)] if ranking == "global" else isomorphic({name: kinds[name] for name in by_name})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from compress.config.stages import SparsityConfig
-from compress.methods.groups import ChannelGroup
+from compress.methods.groups import ChannelGroup, Coupled
 from compress.methods.sparsity import channel_squares, group_lasso, growing_decay, relative_strength
 from compress.pruning.surgeon import Removed
 
@@ -16,9 +17,12 @@ from compress.pruning.surgeon import Removed
 class SparsityPenalty:
     """Draws channels of groups towards zero; a `Penalty` of the training engine."""
 
-    def __init__(self, groups: Sequence[ChannelGroup], config: SparsityConfig, going: Removed) -> None:
-        """Take the groups, how they are drawn, and which of their channels are to go, by group."""
-        self._groups, self._config, self._going = list(groups), config, going
+    def __init__(
+        self, model: nn.Module, groups: Sequence[ChannelGroup], config: SparsityConfig, going: Removed
+    ) -> None:
+        """Take the model's groups, how they are drawn, and which of their channels are to go, by group."""
+        self._groups = [dataclasses.replace(group, coupled=_within(model, group)) for group in groups]
+        self._config, self._going = config, going
         self._places: dict[torch.device, list[tuple[list[Tensor], list[Tensor], Tensor]]] = {}
 
     def __call__(self, model: nn.Module, position: float) -> Tensor:
@@ -58,6 +62,12 @@ class SparsityPenalty:
                 for group in self._groups
             ]
         return self._places[device]
+
+
+def _within(model: nn.Module, group: ChannelGroup) -> tuple[Coupled, ...]:
+    """What the channels go through; of a bare parameter it is a guess which of its axes they are."""
+    sizes = [model.get_parameter(item.tensor).shape[item.axis] for item in group.coupled]
+    return tuple(item for item, size in zip(group.coupled, sizes, strict=True) if max(item.slices) < size)
 
 
 def _mask(channels: int, chosen: Sequence[int]) -> Tensor:

@@ -126,7 +126,7 @@ def _sparser(work: _Work, context: Context) -> None:
     assert config is not None
     surgeon = _surgeon(work, context)
     choice = _choice(surgeon, aims_of(work.config)[-1], work, context)
-    penalty = SparsityPenalty(surgeon.groups, config, choice.removed)
+    penalty = SparsityPenalty(work.model, surgeon.groups, config, choice.removed)
     before = context.validation_percent(work.model), penalty.share(work.model)
     # The penalty is the point, not the epoch that validation likes best: that would be the least sparse one.
     training = work.recovery.model_copy(update={"epochs": config.epochs, "early_stopping": None})
