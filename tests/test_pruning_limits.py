@@ -16,27 +16,38 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 fractions = st.floats(0.05, 1.0)
 
 
-@st.composite
-def problems(draw):
-    """Groups with scores, of which some were cut before, limits, a ranking, and a target."""
-    count = draw(st.integers(1, 5))
-    groups, whole, of, scores = [], {}, {}, {}
-    for number in range(count):
-        name, blocks = f"g{number}", draw(st.sampled_from([1, 1, 1, 2]))
-        channels = 2 * draw(st.integers(1, 20))
-        lost = draw(st.sampled_from([0, 0, 0.3]))
-        now = channels - 2 * int(lost * channels / 2)
-        groups.append(ChannelGroup(name, now, (), (), (), blocks))
+groups = st.lists(
+    st.fixed_dictionaries(
+        {
+            "half": st.integers(1, 20),
+            "lost": st.sampled_from([0, 0, 0.3]),
+            "blocks": st.sampled_from([1, 1, 1, 2]),
+            "own": st.none() | st.tuples(st.sampled_from([1, 2, 3, 4]), fractions, fractions),
+        }
+    ),
+    min_size=1,
+    max_size=5,
+)
+limits = st.tuples(st.sampled_from([1, 2, 4]), fractions, st.sampled_from([1.0, 1.0, 0.5]))
+rankings = st.sampled_from(["local", "global", "isomorphic"])
+
+
+def problem_of(found, common, ranking):
+    """A selection from groups with scores, of which some were cut before, and its limits."""
+    made, whole, of, scores = [], {}, {}, {}
+    for number, one in enumerate(found):
+        name, channels = f"g{number}", 2 * one["half"]
+        now = channels - 2 * int(one["lost"] * one["half"])
+        made.append(ChannelGroup(name, now, (), (), (), one["blocks"]))
         whole[name] = channels
-        if draw(st.booleans()):
-            low, high = sorted((draw(fractions), draw(fractions)))
-            of[name] = Bounds(draw(st.sampled_from([1, 2, 3, 4])), low, high)
-        seed = draw(st.integers(0, 99))
-        scores[name] = torch.rand(now, generator=torch.Generator().manual_seed(seed))
-    limits = Limits(draw(st.sampled_from([1, 2, 4])), draw(fractions), of, whole, draw(st.sampled_from([1.0, 1.0, 0.5])))
-    ranking = draw(st.sampled_from(["local", "global", "isomorphic"]))
-    kinds = {group.name: index % 2 for index, group in enumerate(groups)}
-    return Selection(groups, scores, limits, ranking, "mean", kinds), limits, draw(st.floats(0.05, 1.0))
+        if one["own"] is not None:
+            multiple, *ends = one["own"]
+            of[name] = Bounds(multiple, *sorted(ends))
+        scores[name] = torch.rand(now, generator=torch.Generator().manual_seed(number))
+    multiple, floor, pressure = common
+    chosen = Limits(multiple, floor, of, whole, pressure)
+    kinds = {group.name: index % 2 for index, group in enumerate(made)}
+    return Selection(made, scores, chosen, ranking, "mean", kinds), chosen
 
 
 def check_held(selection, limits, kept):
@@ -53,16 +64,16 @@ def check_held(selection, limits, kept):
             assert stays <= whole * bounds.ceiling + 1e-6
 
 
-@given(problems(), st.floats(0.0, 1.0))
-def test_limits_are_held_at_every_ratio(problem, ratio):
-    selection, limits, _ = problem
-    check_held(selection, limits, selection.at(ratio))
+@given(groups, limits, rankings, st.floats(0.0, 1.0))
+def test_limits_are_held_at_every_ratio(groups, limits, ranking, ratio):
+    selection, chosen = problem_of(groups, limits, ranking)
+    check_held(selection, chosen, selection.at(ratio))
 
 
-@given(problems())
-def test_a_target_is_met_within_the_limits_or_refused(problem):
-    selection, limits, target = problem
-    whole = sum(limits.channels(group) for group in selection.groups)
+@given(groups, limits, rankings, st.floats(0.05, 1.0))
+def test_a_target_is_met_within_the_limits_or_refused(groups, limits, ranking, target):
+    selection, chosen = problem_of(groups, limits, ranking)
+    whole = sum(chosen.channels(group) for group in selection.groups)
 
     def remains(kept):
         return sum(kept.values()) / whole
@@ -72,7 +83,7 @@ def test_a_target_is_met_within_the_limits_or_refused(problem):
         assert remains(selection.at(1.0)) > target
     else:
         assert remains(kept) <= target
-        check_held(selection, limits, kept)
+        check_held(selection, chosen, kept)
 
 
 @given(st.integers(1, 64), st.sampled_from([1, 2, 4, 8]), fractions)

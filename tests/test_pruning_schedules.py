@@ -1,6 +1,7 @@
 """Pruning in several cuts: how far each goes, what it tells, and that a killed run does none of them again."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_cases import KilledError, Recorder, bits, same, timeless
 
-from compress import run, surgery
+from compress import surgery
 from compress.config import PruneConfig
 from compress.errors import StageError
 from compress.methods.cutting import cubic, geometric
@@ -162,17 +163,24 @@ def kill_at(epoch):
     return Recorder(then)
 
 
+ALL_PARTS = {
+    **HALF,
+    "schedule": {"iterative": {"steps": 2, "epochs": 2}},
+    "sparsity": {"kind": "group_growing", "weight": 0.1, "epochs": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shared_workshop, trained):
+    found = shared_workshop.draft(trained, "prune", **ALL_PARTS)
+    shutil.rmtree(shared_workshop.folder / "scratch")
+    return found
+
+
 @pytest.mark.parametrize("epoch", [1, 2, 3, 4])
-def test_a_killed_schedule_goes_on_at_the_same_bits(epoch, workshop, trained):
-    settings = {
-        **HALF,
-        "schedule": {"iterative": {"steps": 2, "epochs": 2}},
-        "sparsity": {"kind": "group_growing", "weight": 0.1, "epochs": 1},
-        "recovery": {**QUICK, "epochs": 2},
-    }
-    straight, context = workshop.draft(trained, "prune", **settings)
+def test_a_killed_schedule_goes_on_at_the_same_bits(epoch, workshop, trained, uninterrupted):
+    settings, (straight, context) = ALL_PARTS, uninterrupted
     assert [row["epoch"] for row in straight.training] == [1, 2, 3, 4, 5]
-    (workshop.folder / "scratch").rename(workshop.folder / "whole")
     with pytest.raises(KilledError):
         workshop.draft(trained, "prune", progress=kill_at(epoch), **settings)
     recorder = Recorder()
@@ -207,26 +215,20 @@ def test_a_file_that_is_no_whole_part_is_told(workshop, trained):
         workshop.draft(trained, "prune", **settings)
 
 
-def test_a_whole_run_leaves_no_scratch_and_reports_all_epochs(tiny, tmp_path):
-    stages = [{"train": {"epochs": 1, "batch_size": 16}}, {"prune": {**HALF, "schedule": GRADUAL}}]
-    results = run(tiny.pipeline(tmp_path, *stages), runs=tmp_path / "runs")
-    assert [epoch.epoch for epoch in results.rows[-1].training] == [1, 2, 3, 4]
-    assert not list((tmp_path / "runs").glob("**/parts.safetensors"))
-
-
 # Sparsity
 
 
 @pytest.mark.parametrize(("kind", "weight"), [("group_lasso", 0.01), ("group_growing", 0.5)])
 def test_a_sparsity_training_draws_the_channels_that_go_to_zero(kind, weight, workshop, trained):
+    settings = {**HALF, "recovery": {**QUICK, "epochs": 1, "batch_size": 8, "learning_rate": 0.01}}
     sparsity = {"kind": kind, "weight": weight, "epochs": 4}
-    result = workshop.run(trained, "prune", **HALF, sparsity=sparsity)
+    result = workshop.run(trained, "prune", **settings, sparsity=sparsity)
     (told,) = [note for note in result.history[-1].notes if note.startswith("sparsity training")]
     before, after = (float(part.rpartition(" ")[2]) for part in told.split("%")[2:4])
     assert f"({kind}, weight {weight:g}, 4 epochs)" in told
     assert after < 0.7 * before
-    assert [row["epoch"] for row in result.history[-1].training] == list(range(1, 7))
-    plain = workshop.run(trained, "prune", **HALF)
+    assert [row["epoch"] for row in result.history[-1].training] == list(range(1, 6))
+    plain = workshop.run(trained, "prune", **settings)
     assert cost_of(workshop.build(result), workshop.dataset.example()).macs == pytest.approx(
         cost_of(workshop.build(plain), workshop.dataset.example()).macs, rel=0.1
     )

@@ -121,7 +121,7 @@ def test_the_penalty_of_a_model_is_that_of_its_groups(model, groups):
     torch.testing.assert_close(chosen(model, 1.0), 0.25 * (squares[0] + squares[3]))
     torch.testing.assert_close(chosen(model, 0.5), 0.125 * (squares[0] + squares[3]))
     assert chosen(model, 0.0) == 0
-    assert chosen.share(model) == pytest.approx(float((squares[0] + squares[3]) / squares.sum()), rel=1e-5)
+    assert chosen.share(model) == pytest.approx(((squares[0] + squares[3]) / squares.sum()).item(), rel=1e-5)
     lasso = penalty_of(model, [group for group in groups if group.name == "conv1"], "group_lasso", weight=2.0)
     expected = 2.0 * (relative_strength(squares) * squares.sqrt()).sum()
     torch.testing.assert_close(lasso(model, 0.3), expected.detach(), rtol=1e-4, atol=0)
