@@ -174,19 +174,30 @@ def test_a_pipeline_in_two_processes_ends_as_in_one(project, tmp_path):
     assert again.stdout.count("cached") == 6
 
 
-def test_a_killed_run_of_two_processes_goes_on(tiny, tmp_path):
-    settings = {"epochs": 3, "batch_size": 16, "batchnorm": "frozen"}
+MORTAL = {"epochs": 3, "batch_size": 16, "batchnorm": "frozen"}
+CUTS = {"target": {"macs": 0.6}, "schedule": {"iterative": {"steps": 2, "epochs": 1}}, "recovery": MORTAL}
+
+
+@pytest.mark.parametrize(
+    ("stage", "at", "told"),
+    [
+        ({"train": MORTAL}, 15, ["goes on after epoch 1 of 3"]),
+        # An epoch has 10 steps; each training looks at two batches before it begins.
+        ({"prune": CUTS}, 30, ["goes on after part 1 of 2 of pruning", "goes on after epoch 1 of 3"]),
+    ],
+)
+def test_a_killed_run_of_two_processes_goes_on(stage, at, told, tiny, tmp_path):
     found = {}
-    for place, at in (("whole", 0), ("killed", 15)):
+    for place, dies in (("whole", 0), ("killed", at)):
         folder = tmp_path / place
         folder.mkdir()
-        tiny.pipeline(folder, {"train": settings}, model={"factory": tiny.named("mortal")})
-        if at:
-            killed = launch("-m", "compress", "run", "pipeline.yaml", cwd=folder, DIE_AT=str(at))
+        tiny.pipeline(folder, stage, model={"factory": tiny.named("mortal")})
+        if dies:
+            killed = launch("-m", "compress", "run", "pipeline.yaml", cwd=folder, DIE_AT=str(dies))
             assert killed.returncode != 0
         done = launch("-m", "compress", "run", "pipeline.yaml", cwd=folder)
         assert done.returncode == 0, done.stderr
-        assert ("goes on after epoch 1 of 3" in done.stdout) == bool(at)
+        assert all((text in done.stdout) == bool(dies) for text in told)
         found[place] = load_results(folder / "runs" / "tiny" / "results.json").rows[-1].digest
     assert found["whole"] == found["killed"]
 

@@ -225,10 +225,12 @@ def test_the_last_step_is_taken_group_by_group():
     assert chosen.meeting(1.0, remains) == dict.fromkeys(names, 8)
 
 
-def test_no_group_to_score_is_no_error(workshop, trained):
-    draft, context = workshop.draft(trained, "prune", protect=["*"], target={"ratio": 0.5}, recovery=None)
+@pytest.mark.parametrize("ranking", ["local", "global", "isomorphic"])
+def test_no_group_to_score_is_no_error(ranking, workshop, trained):
+    settings = {"protect": ["*"], "ranking": ranking, "recovery": None}
+    draft, context = workshop.draft(trained, "prune", target={"ratio": 0.5}, **settings)
     assert isinstance(context, Context)
     assert any("nothing was pruned" in text for text in context.warnings)
     assert draft.edits == trained.edits
     with pytest.raises(StageError, match="cannot be reached"):
-        workshop.draft(trained, "prune", protect=["*"], target={"macs": 0.5}, recovery=None)
+        workshop.draft(trained, "prune", target={"macs": 0.5}, **settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import torch
@@ -18,6 +18,20 @@ from compress.methods.ranking import below, isomorphic, normalised
 Kept: TypeAlias = Mapping[str, int]
 """How many channels stay, by group."""
 _SEARCH_STEPS = 40
+_ROUNDING = 1e-9
+"""0.07 × 100 is a little more than 7: no reason to keep another multiple."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What one group does not go beyond; fractions are those of its channels before the first cut."""
+
+    multiple: int
+    """Channels that stay are a multiple of this."""
+    floor: float
+    """Fraction of its channels that it keeps at least, 0 to 1."""
+    ceiling: float = 1.0
+    """Fraction of its channels that it keeps at most, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -28,17 +42,44 @@ class Limits:
     """Channels that stay are a multiple of this."""
     floor: float
     """Fraction of its channels that a group keeps at least, 0 to 1."""
+    of: Mapping[str, Bounds] = field(default_factory=dict)
+    """Those of groups that have their own, by name."""
+    whole: Mapping[str, int] = field(default_factory=dict)
+    """Channels of the groups before the first cut, by name; those that are not here have lost none."""
+    pressure: float = 1.0
+    """How much of what ceilings ask for must be gone by now, 0 to 1: earlier cuts do a part of it."""
+
+    def bounds(self, group: ChannelGroup) -> Bounds:
+        """Those of this group."""
+        return self.of.get(group.name, Bounds(self.multiple, self.floor))
+
+    def channels(self, group: ChannelGroup) -> int:
+        """How many it had before the first cut."""
+        return self.whole.get(group.name, group.channels)
 
     def multiple_of(self, group: ChannelGroup) -> int:
         """The multiple, such that blocks (heads) keep equally many."""
-        return math.lcm(self.multiple, group.blocks)
+        return math.lcm(self.bounds(group).multiple, group.blocks)
+
+    def range(self, group: ChannelGroup) -> tuple[int, int]:
+        """The fewest and the most channels that may stay; the fewest are more where no multiple lies within its bounds."""
+        multiple, whole, bounds = self.multiple_of(group), self.channels(group), self.bounds(group)
+        least = min(whole, multiple * max(1, math.ceil(whole * bounds.floor / multiple - _ROUNDING)))
+        if bounds.ceiling >= 1:
+            return least, whole
+        now = 1 - (1 - bounds.ceiling) * self.pressure
+        most = multiple * math.floor(whole * now / multiple + _ROUNDING)
+        return least, most if self.pressure >= 1 else max(least, most)
 
     def kept(self, group: ChannelGroup, wanted: float) -> int:
-        """Channels that stay of a group: the multiple nearest to `wanted`, not below the floor, not above what there is."""
-        multiple = self.multiple_of(group)
+        """Channels that stay of a group: the multiple nearest to `wanted` within its bounds, not more than there are."""
+        multiple, (least, most) = self.multiple_of(group), self.range(group)
         nearest = multiple * math.floor(wanted / multiple + 0.5)
-        floor = multiple * math.ceil(group.channels * self.floor / multiple)
-        return min(group.channels, max(nearest, floor, multiple))
+        return min(group.channels, max(min(nearest, most), least))
+
+    def on_trial(self) -> Limits:
+        """Multiples alone: whether channels can go does not depend on how many may."""
+        return Limits(self.multiple, 0.0, {name: Bounds(found.multiple, 0.0) for name, found in self.of.items()})
 
 
 class Size:
@@ -99,7 +140,7 @@ class Selection:
         self._scores, self._limits = scores, limits
         self._shared: list[tuple[list[ChannelGroup], Tensor]] = []
         self._normalised: dict[str, Tensor] = {}
-        if ranking != "local":
+        if ranking != "local" and groups:
             self._normalised = {group.name: normalised(scores[group.name], normalisation) for group in groups}
             by_name = {group.name: group for group in groups}
             names = [list(by_name)] if ranking == "global" else isomorphic({name: kinds[name] for name in by_name})
@@ -108,15 +149,21 @@ class Selection:
                 self._shared.append(([by_name[name] for name in some], together))
 
     def at(self, ratio: float) -> dict[str, int]:
-        """Channels that stay of each group where `ratio` (0 to 1) of them all is to go, as far as the limits allow."""
+        """Channels that stay of each group where `ratio` (0 to 1) of them all is to be gone, as far as the limits allow.
+
+        That is of all before the first cut: what earlier cuts took counts.
+        """
+        limits = self._limits
         if not self._shared:
-            return {group.name: self._limits.kept(group, group.channels * (1 - ratio)) for group in self.groups}
+            return {group.name: limits.kept(group, limits.channels(group) * (1 - ratio)) for group in self.groups}
         kept = {}
         for groups, together in self._shared:
-            threshold = together[min(len(together) - 1, round(ratio * len(together)))]
+            whole = sum(limits.channels(group) for group in groups)
+            goes = round(ratio * whole) - (whole - len(together))
+            threshold = together[min(len(together) - 1, max(0, goes))]
             for group in groups:
-                goes = below(self._normalised[group.name], float(threshold))
-                kept[group.name] = self._limits.kept(group, group.channels - goes)
+                lower = below(self._normalised[group.name], float(threshold))
+                kept[group.name] = limits.kept(group, group.channels - lower)
         return kept
 
     def removed(self, kept: Kept) -> dict[str, list[int]]:

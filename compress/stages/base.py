@@ -33,6 +33,7 @@ from compress.models.cost import macs, parameters
 from compress.seeds import derive_seed
 from compress.training import Workplace, evaluate, fit
 from compress.training.batchnorm import reestimate
+from compress.training.objective import Penalty
 from compress.training.taught import TeacherModel, objective_of
 
 _SHOWN_REASONS = 5
@@ -105,10 +106,29 @@ class Context:
         return 100.0 * correct / len(self.data.validation)
 
 
+@dataclass(frozen=True)
+class Recovered:
+    """What came of mending a model after surgery; accuracies on validation, in percent."""
+
+    straight: float
+    """Straight after surgery."""
+    kept: float
+    """Of the model as it is now."""
+    training: tuple[dict[str, float | int], ...] = ()
+    """A row per epoch."""
+
+
 def recover(
     model: nn.Module, config: RecoveryConfig | None, batchnorm_samples: int, context: Context
 ) -> tuple[dict[str, float | int], ...]:
-    """Mend `model` in place after surgery: the statistics of its batch norms, then by training; a row per epoch.
+    """Mend `model` in place after surgery, as `recovered` does; a row per epoch."""
+    return recovered(model, config, batchnorm_samples, context).training
+
+
+def recovered(
+    model: nn.Module, config: RecoveryConfig | None, batchnorm_samples: int, context: Context
+) -> Recovered:
+    """Mend `model` in place after surgery: the statistics of its batch norms, then by training.
 
     By default it learns from the answers of the reference model. What is no better on validation than before is not kept.
 
@@ -118,38 +138,55 @@ def recover(
         batchnorm_samples: training samples for the statistics; 0 leaves them.
         context: data, seed, and the model that others are compared with.
     """
-    percent = _with_new_statistics(model, batchnorm_samples, context)
+    straight, percent = _with_new_statistics(model, batchnorm_samples, context)
     if config is None:
         context.note(f"{percent:.2f} % on validation, without recovery training")
-        return ()
+        return Recovered(straight, percent)
     context.note(f"{percent:.2f} % on validation before recovery training")
     for line in told_losses(config):
         context.note(line)
     tell_of_views(config, context)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    training = trained_to_recover(model, config, context)
+    best = max(float(row["validation_percent"]) for row in training)
+    if best < percent:
+        model.load_state_dict(before)
+        context.note("no epoch of recovery training was as good: the weights before it are kept")
+    return Recovered(straight, max(best, percent), training)
+
+
+def trained_to_recover(
+    model: nn.Module, config: RecoveryConfig, context: Context, penalty: Penalty | None = None
+) -> tuple[dict[str, float | int], ...]:
+    """Train `model` in place with the settings of a recovery; a row per epoch.
+
+    Args:
+        model: on the CPU, before and after.
+        config: of the training.
+        context: data, seed, and the model that it learns from by default.
+        penalty: added to the loss; see `Objective`.
+    """
     teachers = (
         [context.teacher(context.reference)] if any(imitates(entry, "teacher") for entry in config.losses) else []
     )
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    objective = objective_of(model, config, context.data, context.workplace, at="recovery", teachers=teachers)
-    training = fit(objective, context.data, config, context.workplace)
-    if max(row["validation_percent"] for row in training) < percent:
-        model.load_state_dict(before)
-        context.note("no epoch of recovery training was as good: the weights before it are kept")
-    return training
+    objective = objective_of(
+        model, config, context.data, context.workplace, at="recovery", teachers=teachers, penalty=penalty
+    )
+    return fit(objective, context.data, config, context.workplace)
 
 
-def _with_new_statistics(model: nn.Module, samples: int, context: Context) -> float:
-    """Accuracy on validation, in percent, with the statistics of batch norms that are the better ones."""
+def _with_new_statistics(model: nn.Module, samples: int, context: Context) -> tuple[float, float]:
+    """Accuracy on validation, in percent, as it was and with the statistics of batch norms that are the better ones."""
     percent = context.validation_percent(model)
     if samples == 0:
-        return percent
+        return percent, percent
     chosen = context.samples(samples, derive_seed(context.seed, "batch norms"))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.to(context.device)
     has_norms = reestimate(model, (batch.to(context.device) for batch in chosen.batches(_STATISTICS_BATCH)))
     model.cpu()
     if not has_norms:
-        return percent
+        return percent, percent
     again = context.validation_percent(model)
     context.note(
         f"{percent:.2f} % on validation straight after surgery, {again:.2f} % once batch norms have statistics of "
@@ -157,7 +194,7 @@ def _with_new_statistics(model: nn.Module, samples: int, context: Context) -> fl
     )
     if again <= percent:
         model.load_state_dict(before)
-    return max(percent, again)
+    return percent, max(percent, again)
 
 
 def told_losses(config: TrainConfig | TaughtConfig) -> Iterator[str]:
@@ -173,7 +210,7 @@ def told_losses(config: TrainConfig | TaughtConfig) -> Iterator[str]:
 
 def tell_of_views(config: TaughtConfig, context: Context) -> None:
     """Say where a cache of the teacher's answers leaves the student fewer augmented versions of each image than epochs."""
-    if config.cache is None or config.cache.views == config.epochs:
+    if config.cache is None or config.cache.views >= config.epochs:
         return
     if next(iter(context.data.train.batches(1, view=1))).view == 0:
         return  # nothing is augmented

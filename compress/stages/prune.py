@@ -1,69 +1,218 @@
-"""`prune`: remove whole channels, the lowest scores first, then recover the accuracy by training."""
+"""`prune`: remove whole channels, the lowest scores first, then recover the accuracy by training.
+
+With a schedule the channels go in several cuts, with a short training after each but the last, and a sparsity training can come
+before the first. These parts are kept as they finish; a killed run goes on with the one that it was killed in.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+import functools
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+from pydantic import JsonValue
 from torch import nn
 
 from compress.checkpoint import Checkpoint, Draft
-from compress.config import PruneConfig
+from compress.config import PruneConfig, RecoveryConfig
 from compress.data.base import Batch, Inputs
 from compress.edits import Attribute, Edit
-from compress.errors import StageError, listed
-from compress.methods.groups import ChannelGroup
-from compress.methods.importance import lowest, random
-from compress.models.cost import output_positions
-from compress.pruning.scores import scores_of
-from compress.pruning.selection import Kept, Limits, Selection, Size
-from compress.pruning.surgeon import Removed, Surgeon, cut, is_layer
+from compress.errors import StageError
+from compress.events import EpochResult, Forwarding, Progress
+from compress.files import canonical_json
+from compress.pruning.choice import Aim, Choice, Chooser, Whole, aims_of, warn_of_idle_limits
+from compress.pruning.sparse import SparsityPenalty
+from compress.pruning.surgeon import Surgeon, cut, is_layer
+from compress.pruning.trail import Trail
 from compress.seeds import derive_seed
 from compress.stages.base import (
     Context,
+    Cost,
+    Recovered,
     check_forward,
     cost_of,
     described,
     recover,
+    recovered,
+    trained_to_recover,
     warn_of_idle_patterns,
     what_remains,
 )
 
-_TRIED_RATIO = 0.5
-"""Fraction of its channels that a group loses in its trial: much, so that a wrong wire shows."""
 _TRIED_SAMPLES = 4
 _BATCH = 64
-_SHOWN = 5
-_NEAR = 0.01
-"""How far below its target a model may be, as a fraction of it, before that is worth a word."""
 
 
 def run(parent: Checkpoint, config: PruneConfig, context: Context) -> Draft:
     """Prune to the target and recover.
 
     Raises:
-        StageError: where the target cannot be reached, naming what can.
+        StageError: where the target or a limit cannot be met, naming what can.
     """
     model = parent.build(context.trusted)
     example = context.example()
     warn_of_idle_patterns("prune.protect", config.protect, [name for name, _ in model.named_modules()], context)
-    before = cost_of(model, example)
-    surgeon = Surgeon(model, example, _samples(context), config.protect, context.warn)
-    removed, edits, notes = _chosen(surgeon, example, config, context)
-    if not any(removed.values()):
-        context.warn(f"nothing was pruned: {_why_nothing(surgeon, config)}")
+    work = _Work(config, model, example, cost_of(model, example))
+    *earlier, last = aims_of(config)
+    parts: list[_Part] = [*([_sparser] if config.sparsity is not None else [])]
+    parts += [functools.partial(_a_cut, number=number, aim=aim) for number, aim in enumerate(earlier, 1)]
+    if parts:
+        _do(parts, work, _folder(parent, config, context), context)
+    return _last_cut(parent, last, work, context)
+
+
+@dataclass
+class _Work:
+    """A model on its way, which each part changes in place."""
+
+    config: PruneConfig
+    model: nn.Module
+    example: Inputs
+    before: Cost
+    trail: Trail = field(default_factory=Trail)
+
+    @property
+    def recovery(self) -> RecoveryConfig:
+        """How the parts before the last cut train."""
+        assert self.config.recovery is not None, "settings refuse parts that train where there is no recovery"
+        return self.config.recovery
+
+
+_Part: TypeAlias = Callable[[_Work, Context], None]
+
+
+def _do(parts: list[_Part], work: _Work, folder: Path, context: Context) -> None:
+    """The parts before the last cut, from the first one on that is not done yet; all processes do the same ones."""
+    told = len(context.notes), len(context.warnings)
+    found = Trail.load(folder, work.model)
+    done = context.group.told(0 if found is None else found.done)
+    if found is not None:
+        if found.done != done:
+            raise StageError(f"prune: part {done} is done, but this process finds {found.done} in {folder}")
+        context.notes[told[0] :], context.warnings[told[1] :] = found.notes, found.warnings
+        context.progress.note(f"goes on after part {done} of {len(parts) + 1} of pruning")
+        work.trail = found
+    elif done:
+        raise StageError(f"prune: part {done} is done, but this process finds nothing of it in {folder}")
+    for number, part in enumerate(parts[work.trail.done :], work.trail.done):
+        scratch = folder / str(number)
+        part(work, _context_of(number, scratch, work, context))
+        notes, warnings = context.notes[told[0] :], context.warnings[told[1] :]
+        work.trail = replace(work.trail, done=number + 1, notes=tuple(notes), warnings=tuple(warnings))
+        if context.group.leads:
+            work.trail.save(folder, work.model)
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _context_of(number: int, scratch: Path, work: _Work, context: Context) -> Context:
+    """What a part before the last cut works in: chance and training state of its own, epochs counted on."""
+    return replace(
+        context,
+        seed=derive_seed(context.seed, "part", number),
+        scratch=scratch,
+        cache=context.cache or context.scratch / "teacher",
+        progress=_counting_on(work, context.progress),
+    )
+
+
+def _sparser(work: _Work, context: Context) -> None:
+    """Train the whole model with a penalty on its channels."""
+    config = work.config.sparsity
+    assert config is not None
+    surgeon = _surgeon(work, context)
+    choice = _choice(surgeon, aims_of(work.config)[-1], work, context)
+    penalty = SparsityPenalty(work.model, surgeon.groups, config, choice.removed)
+    before = context.validation_percent(work.model), penalty.share(work.model)
+    # The penalty is the point, not the epoch that validation likes best: that would be the least sparse one.
+    training = work.recovery.model_copy(update={"epochs": config.epochs, "early_stopping": None})
+    rows = trained_to_recover(work.model, training, context, penalty)
+    work.trail = work.trail.longer(rows)
+    after = context.validation_percent(work.model), penalty.share(work.model)
+    context.note(
+        f"sparsity training ({config.kind}, weight {config.weight:g}, {_epochs(rows)}): {before[0]:.2f} % on validation before, "
+        f"{after[0]:.2f} % after it; the channels that the target takes hold {before[1]:.1%} of the squared norm before, "
+        f"{after[1]:.1%} after it"
+    )
+
+
+def _a_cut(work: _Work, context: Context, *, number: int, aim: Aim) -> None:
+    """One of the cuts before the last, and its training."""
+    pruned = _cut(_surgeon(work, context), aim, work, context)
+    step = f"cut {number} of {work.config.schedule.steps}"
+    if not pruned.edits:
+        context.note(f"{step}: nothing goes, the model is small enough already; no training")
+        return
+    quiet = replace(context, notes=[], warnings=[])
+    training = work.recovery.model_copy(update={"epochs": work.config.schedule.settings.epochs})
+    found = recovered(work.model, training, work.config.batchnorm_samples, quiet)
+    for text in quiet.warnings:
+        if text not in context.warnings:
+            context.warnings.append(text)  # shown already
+    work.trail = work.trail.longer(found.training)
+    context.note(f"{step}: {what_remains(work.before, cost_of(work.model, work.example))}; {_told(found)}")
+
+
+def _last_cut(parent: Checkpoint, aim: Aim, work: _Work, context: Context) -> Draft:
+    """The cut to the target, and the whole recovery."""
+    surgeon = _surgeon(work, context)
+    choice = _cut(surgeon, aim, work, context)
+    trail = work.trail
+    if not trail.pruned:
+        context.warn(f"nothing was pruned: {_why_nothing(surgeon, work.config)}")
+    steps = work.config.schedule.steps
+    step = f"cut {steps} of {steps}: " if steps > 1 else ""
+    pruned = f"{len(trail.pruned)} of {len(choice.removed) + len(surgeon.left_alone)} groups pruned"
+    context.note(f"{step}{what_remains(work.before, cost_of(work.model, work.example))}; {pruned}")
+    for note in choice.notes:
+        context.note(note)
+    following = replace(context, progress=_counting_on(work, context.progress))
+    training = recover(
+        work.model, work.config.recovery, work.config.batchnorm_samples if trail.edits else 0, following
+    )
+    return Draft(parent.arch, (*parent.edits, *trail.edits), work.model, training=trail.longer(training).rows)
+
+
+def _surgeon(work: _Work, context: Context) -> Surgeon:
+    """Of the model as it is now; the first one also learns how many channels there are."""
+    surgeon = Surgeon(work.model, work.example, _samples(context), work.config.protect, _once(context))
+    if work.trail.channels is None:
+        work.trail = replace(work.trail, channels={group.name: group.channels for group in surgeon.groups})
+        groups = [group.producers for group in surgeon.groups] + [(name,) for name in surgeon.left_alone]
+        warn_of_idle_limits(work.config.layers, groups, context.warn)
+    return surgeon
+
+
+def _choice(surgeon: Surgeon, aim: Aim, work: _Work, context: Context) -> Choice:
+    def batches() -> Iterator[Batch]:
+        return context.samples(work.config.samples, derive_seed(context.seed, "scores")).batches(_BATCH)
+
+    whole = Whole(work.before.parameters, work.before.macs, work.trail.channels or {})
+    return Chooser(work.config, work.example, whole, _once(context)).choose(surgeon, aim, batches, context.seed)
+
+
+def _cut(surgeon: Surgeon, aim: Aim, work: _Work, context: Context) -> Choice:
+    """Choose, and cut the model in place."""
+    choice = _choice(surgeon, aim, work, context)
+    _tell_of_sizes(work.model, choice.edits, context)
+    cut(work.model, choice.edits)
+    check_forward(work.model, work.example, len(context.data.classes), "prune: the pruned model")
+    lost = [name for name, gone in choice.removed.items() if gone]
+    trail = work.trail
+    work.trail = replace(
+        trail, edits=(*trail.edits, *choice.edits), pruned=tuple(dict.fromkeys((*trail.pruned, *lost)))
+    )
+    return choice
+
+
+def _tell_of_sizes(model: nn.Module, edits: tuple[Edit, ...], context: Context) -> None:
     for edit in edits:
         if isinstance(edit, Attribute) and not is_layer(model.get_submodule(edit.module)):
             context.note(f"the model's '{'.'.join(filter(None, (edit.module, edit.name)))}' becomes {edit.value}")
-    cut(model, edits)
-    check_forward(model, example, len(context.data.classes), "prune: the pruned model")
-    pruned = f"{sum(map(bool, removed.values()))} of {len(removed) + len(surgeon.left_alone)} groups pruned"
-    context.note(f"{what_remains(before, cost_of(model, example))}; {pruned}")
-    for note in notes:
-        context.note(note)
-    training = recover(model, config.recovery, config.batchnorm_samples if edits else 0, context)
-    return Draft(parent.arch, (*parent.edits, *edits), model, training=training)
 
 
 def _samples(context: Context) -> Inputs:
@@ -72,91 +221,60 @@ def _samples(context: Context) -> Inputs:
     return next(iter(context.data.train.take(places).batches(_TRIED_SAMPLES))).inputs
 
 
-def _chosen(
-    surgeon: Surgeon, example: Inputs, config: PruneConfig, context: Context
-) -> tuple[Removed, tuple[Edit, ...], list[str]]:
-    """The channels to remove, what that means for every tensor, and what is to be said of how they were chosen.
+def _once(context: Context) -> Callable[[str], None]:
+    """Warns, but not of the same thing after each cut."""
 
-    Raises:
-        StageError: where the target cannot be reached.
-    """
-    model, limits = surgeon.model, Limits(config.multiple, config.floor)
-    few = [group for group in surgeon.groups if group.channels <= limits.multiple_of(group)]
-    surgeon.exclude({group.name: f"has {group.channels} channels, not more than the multiple" for group in few})
+    def warn(text: str) -> None:
+        if text not in context.warnings:
+            context.warn(text)
 
-    def batches() -> Iterator[Batch]:
-        return context.samples(config.samples, derive_seed(context.seed, "scores")).batches(_BATCH)
-
-    surgeon.try_groups({group.name: _tried(group, limits) for group in surgeon.groups})
-    scores = scores_of(model, surgeon.groups, config.criterion, config.reduction, batches, context.seed)
-    dumb = [group.name for group in surgeon.groups if group.name not in scores]
-    if dumb:
-        reason = f"nothing of them can be scored by '{config.criterion}'"
-        context.warn(f"the channels of {listed(map(repr, dumb), _SHOWN)} are left alone: {reason}")
-        surgeon.exclude(dict.fromkeys(dumb, reason))
-    kinds = {group.name: _kind(model, group) for group in surgeon.groups}
-
-    def selection() -> Selection:
-        return Selection(surgeon.groups, scores, limits, config.ranking, config.normalize, kinds)
-
-    cost = cost_of(model, example)
-    size = Size(model, output_positions(model, example), cost.parameters, cost.macs)
-    while True:
-        chooses = selection()
-        kept = _kept(chooses, size, surgeon, config)
-        removed = chooses.removed(kept)
-        edits = surgeon.edits(removed)
-        if edits is not None:
-            return removed, edits, list(_told(chooses, kept, size, config))
-        # Each group passed its trial, but not with as many channels as the target takes.
+    return warn
 
 
-def _tried(group: ChannelGroup, limits: Limits) -> list[int]:
-    """Channels to remove on trial, here and there: those at one end would tell less of a shuffle."""
-    gone = group.channels - limits.kept(group, group.channels * (1 - _TRIED_RATIO))
-    return lowest(random(group.channels, derive_seed(0, "trial", group.name)), gone, group.blocks)
+class _CountingOn(Forwarding):
+    """A `Progress` that sees the trainings of a stage as one: epochs are counted through all of them."""
+
+    def __init__(self, progress: Progress, before: int, total: int) -> None:
+        super().__init__(progress)
+        self._before, self._total = before, total
+
+    def epoch(self, result: EpochResult) -> None:
+        """Passes it on under its number of all."""
+        super().epoch(replace(result, epoch=self._before + result.epoch, epochs=self._total))
 
 
-def _kept(chooses: Selection, size: Size, surgeon: Surgeon, config: PruneConfig) -> Kept:
-    target = config.target
-    if target.kind == "ratio":
-        return chooses.at(target.settings)
-
-    def remains(kept: Kept) -> float:
-        return size.remains(chooses.groups, chooses.removed(kept), _counted(config))
-
-    kept = chooses.meeting(target.settings, remains)
-    if kept is None:
-        raise StageError(
-            f"prune.target.{target.kind}: {target.settings} cannot be reached: {remains(chooses.at(1.0)):.3f} remains with every "
-            f"group at its floor of {config.floor:.0%} of its channels, in multiples of {config.multiple}"
-            + (f"; left alone: {described(surgeon.left_alone)}" if surgeon.left_alone else "")
-        )
-    return kept
+def _counting_on(work: _Work, progress: Progress) -> Progress:
+    config, schedule = work.config, work.config.schedule
+    if config.recovery is None or (config.sparsity is None and schedule.steps == 1):
+        return progress
+    total = config.recovery.epochs + (config.sparsity.epochs if config.sparsity is not None else 0)
+    if schedule.steps > 1:
+        total += (schedule.steps - 1) * schedule.settings.epochs
+    return _CountingOn(progress, len(work.trail.rows), total)
 
 
-def _told(chooses: Selection, kept: Kept, size: Size, config: PruneConfig) -> Iterator[str]:
-    """How channels were chosen where that is not the usual way, and that the target is not met closely where it is not."""
-    usual = type(config).model_fields
-    if any(getattr(config, name) != usual[name].default for name in ("criterion", "reduction", "ranking")):
-        how = f", scores of a group's tensors by their {config.reduction}" if config.criterion != "random" else ""
-        yield f"channels chosen by '{config.criterion}'{how}, ranked {_RANKED[config.ranking]}"
-    target = config.target
-    if target.kind != "ratio":
-        left = size.remains(chooses.groups, chooses.removed(kept), _counted(config))
-        if any(chooses.removed(kept).values()) and left < target.settings * (1 - _NEAR):
-            yield f"{left:.3f} remains, as near to target.{target.kind} {target.settings:g} as whole multiples come"
+def _folder(parent: Checkpoint, config: PruneConfig, context: Context) -> Path:
+    """Where finished parts are kept: another folder wherever they would come out otherwise."""
+    conditions: Mapping[str, JsonValue] = {
+        "parent": parent.digest,
+        "reference": context.reference.digest,
+        "settings": config.model_dump(mode="json", by_alias=True),
+        "seed": context.seed,
+        "device": context.device,
+        "threads": context.threads,
+        "processes": context.group.shard.world,
+    }
+    return context.scratch / f"parts-{hashlib.sha256(canonical_json(conditions)).hexdigest()[:16]}"
 
 
-def _counted(config: PruneConfig) -> Literal["macs", "parameters"]:
-    return "parameters" if config.target.kind == "parameters" else "macs"
+def _told(found: Recovered) -> str:
+    return (
+        f"{found.straight:.2f} % on validation straight after it, {found.kept:.2f} % after {_epochs(found.training)} of training"
+    )
 
 
-_RANKED = {
-    "local": "in each group alone",
-    "global": "over all groups",
-    "isomorphic": "over all groups of one kind",
-}
+def _epochs(rows: tuple[dict[str, float | int], ...]) -> str:
+    return f"{len(rows)} epoch{'' if len(rows) == 1 else 's'}"
 
 
 def _why_nothing(surgeon: Surgeon, config: PruneConfig) -> str:
@@ -165,12 +283,3 @@ def _why_nothing(surgeon: Surgeon, config: PruneConfig) -> str:
         return f"no group can lose a multiple of {config.multiple} channels at this target"
     reasons = described(surgeon.left_alone) or "there is no convolution or linear layer"
     return f"no group of channels can be pruned: {reasons}"
-
-
-def _kind(model: nn.Module, group: ChannelGroup) -> tuple[tuple[str, str, int], ...]:
-    """The kinds of layers and the axes of a group's tensors: what scores of two groups must share to be compared."""
-    found = []
-    for item in group.coupled:
-        layer, _, leaf = item.tensor.rpartition(".")
-        found.append((type(model.get_submodule(layer)).__name__, leaf, item.axis))
-    return tuple(sorted(set(found)))

@@ -41,7 +41,8 @@ _ALIKE = (_PRECISION, _SETTINGS, _SAMPLES, _BEGINNING)
 def fit(objective: Objective, data: DecisionData, config: TrainingConfig, place: Workplace) -> tuple[Row, ...]:
     """Train `objective.model` in place; it ends on the CPU, in evaluation mode, with the weights of its best epoch.
 
-    The best epoch is the one with the highest validation accuracy, of equals the one with the lowest validation loss.
+    The best epoch is the one with the highest validation accuracy, of equals the one with the lowest validation loss; of a
+    training with a penalty the last one counts as the best.
 
     Args:
         objective: the model, what learns beside it, and the loss.
@@ -113,7 +114,8 @@ def _train(
         with explained(epoch + 1, loop.batch_size, config, arithmetic.precision):
             result = loop.epoch(epoch)
             with loop.kept():
-                state.add(result, moving.objective.model.state_dict())
+                ends = moving.objective.penalty is not None
+                state.add(result, moving.objective.model.state_dict(), latest=ends)
         if diverged(state.validated, len(data.classes), usual):
             raise astray(f"in epoch {epoch + 1}", config)
         stops = config.early_stopping is not None and stalled(state.validated, config.early_stopping)

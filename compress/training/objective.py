@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,10 @@ from compress.training.layers import listening
 from compress.training.perturb import Perturbation
 from compress.training.teachers import Teacher
 from compress.training.terms import ANSWERS, Step, value_at
+
+
+Penalty: TypeAlias = Callable[[nn.Module, float], Tensor]
+"""From a model and the position in its training, 0 to 1, to a scalar that is added to the loss of each step."""
 
 
 class _Seen(NamedTuple):
@@ -54,6 +58,7 @@ class Objective(nn.Module):
         ema_decay: float | None = None,
         perturb: Perturbation | None = None,
         seed: int = 0,
+        penalty: Penalty | None = None,
     ) -> None:
         """Take all that takes part.
 
@@ -67,12 +72,15 @@ class Objective(nn.Module):
             ema_decay: decay of the average of the model; needed where a term imitates it.
             perturb: what is done to the inputs of the terms that imitate; where none does, to those of all terms.
             seed: of the perturbations.
+            penalty: of the weights of the model; what is kept of a training with one is its end, where the penalty has done
+                its work, not the epoch that is best on validation.
         """
         super().__init__()
         self.model = model
         self.peers = nn.ModuleList(peers)
         self.average = MovingAverage(model, ema_decay) if ema_decay is not None else None
         self.features = features
+        self.penalty = penalty
         self._terms = [entry.settings for entry in losses]
         self._teacher, self._share = teacher, share
         self._perturb, self._seed = perturb, seed
@@ -96,7 +104,7 @@ class Objective(nn.Module):
                 if place == 0 or _is_for_peers(term):
                     loss = self._loss_of(number, term, answers, wanted, batch, position)
                     total = total + term.weight * self._factor(term, position) * loss
-        return total
+        return total if self.penalty is None else total + self.penalty(self.model, position)
 
     def to_device(self, device: torch.device, layout: torch.memory_format) -> None:
         """Go to a device, 4-d weights in this layout, and take the teacher along."""

@@ -93,10 +93,10 @@ class State:
         """What validation said after each epoch."""
         return [Validated(float(row["validation_percent"]), float(row["validation_loss"])) for row in self.rows]
 
-    def add(self, result: EpochResult, weights: Mapping[str, Tensor]) -> None:
-        """Take in an epoch, and the weights that were validated where it is the best so far."""
+    def add(self, result: EpochResult, weights: Mapping[str, Tensor], *, latest: bool = False) -> None:
+        """Take in an epoch, and the weights that were validated where it is the best so far, or where the latest is kept."""
         self.rows.append(asdict(result))
-        if best(self.validated) == len(self.rows) - 1:
+        if latest or best(self.validated) == len(self.rows) - 1:
             self.best = {name: tensor.detach().clone() for name, tensor in weights.items()}
 
     def save(self, scratch: Path, moving: Moving) -> None:

@@ -17,7 +17,7 @@ from compress.seeds import derive_seed
 from compress.training.cache import CachedTeacher, check_repeats
 from compress.training.features import FeatureTerms
 from compress.training.mixer import Mixer
-from compress.training.objective import Objective
+from compress.training.objective import Objective, Penalty
 from compress.training.perturb import perturbation
 from compress.training.place import Workplace
 from compress.training.teachers import Ensemble, OneTeacher, Teacher
@@ -45,6 +45,7 @@ def objective_of(
     teachers: Sequence[TeacherModel] = (),
     average: Literal["probabilities", "logits"] = "probabilities",
     peers: Sequence[nn.Module] = (),
+    penalty: Penalty | None = None,
 ) -> Objective:
     """What a training minimises, as its settings say.
 
@@ -57,6 +58,7 @@ def objective_of(
         teachers: needed where a term imitates the teacher; several only where none compares layers.
         average: what of several teachers is averaged.
         peers: models that learn at the same time.
+        penalty: of the weights of the model that is kept.
 
     Raises:
         StageError: where layers or inputs are not what the settings take them for.
@@ -64,7 +66,7 @@ def objective_of(
     features = _features(model, config, data, at, teachers, place.seed)
     perturb = perturbation(config.perturb, data.inputs, at)
     if not isinstance(config, TaughtConfig):
-        return Objective(model, config.losses, None, perturb=perturb, seed=place.seed)
+        return Objective(model, config.losses, None, perturb=perturb, seed=place.seed, penalty=penalty)
     asked = [features.teacher] if features is not None else [OneTeacher(each.model) for each in teachers]
     averaged = any(imitates(entry, "ema") for entry in config.losses)
     return Objective(
@@ -77,6 +79,7 @@ def objective_of(
         ema_decay=config.ema_teacher if averaged else None,
         perturb=perturb,
         seed=place.seed,
+        penalty=penalty,
     )
 
 
