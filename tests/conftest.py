@@ -25,6 +25,7 @@ SHAPED = [
     "ranking",
     "robustness",
     "schedules",
+    "seen",
     "sensitivity",
     "spatial",
     "trial",
@@ -235,6 +236,8 @@ class Workshop:
         from compress.stages import STAGES
         from compress.stages.base import Context
 
+        if kind == "factorize":  # no decision by the clock, unless a test is about it
+            settings = {"faster_by": 0.0, **settings}
         entry = StageEntry.model_validate_json(json.dumps({kind: settings}))
         context = Context(
             data=data or self.dataset.for_decisions(),
