@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from compress.factorization.forms import Form
-from compress.factorization.ranks import Layer
+from compress.factorization.ranks import Layer, OutOfReachError
 
 Choose = Callable[[Sequence[Layer]], dict[str, Form]]
-"""Forms of some layers; ValueError where their target cannot be met."""
+"""Forms of some layers; OutOfReachError where their target cannot be met."""
 Time = Callable[[Mapping[str, Form]], Mapping[str, "Times"]]
 """Times of each of these layers, whole and in that form; the same answer to the same question."""
 
@@ -21,6 +21,18 @@ class Times:
 
     whole_ms: float
     split_ms: float
+
+    @classmethod
+    def of(cls, pair: object) -> Times:
+        """From what JSON makes of them.
+
+        Raises:
+            TypeError: where that is no pair of numbers.
+        """
+        whole_ms, split_ms = pair if isinstance(pair, list) else (None, None)
+        if not (isinstance(whole_ms, float | int) and isinstance(split_ms, float | int)):
+            raise TypeError(f"times are a pair of numbers, got {pair!r}")
+        return cls(whole_ms, split_ms)
 
     def __str__(self) -> str:
         return f"{self.whole_ms:.3g} → {self.split_ms:.3g} ms"
@@ -53,7 +65,7 @@ def only_faster(layers: Sequence[Layer], choose: Choose, time: Time, faster_by: 
         faster_by: the fraction of its time that a layer must save, 0 to 1.
 
     Raises:
-        ValueError: from the first call of `choose`.
+        OutOfReachError: from the first call of `choose`.
     """
     chosen, slower = choose(layers), dict[str, Times]()
     while True:
@@ -68,7 +80,7 @@ def only_faster(layers: Sequence[Layer], choose: Choose, time: Time, faster_by: 
         ]
         try:
             chosen = choose(layers)
-        except ValueError:
+        except OutOfReachError:
             forms = {name: form for name, form in chosen.items() if name not in found}
             return Kept(forms, _whole(slower, forms), is_met=False)
 

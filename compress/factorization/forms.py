@@ -207,13 +207,14 @@ def _path(weight: Tensor, call: Call, limits: Limits, errors: Tensor) -> list[Fo
     out, inp, height, width = weight.shape
     area = height * width
     found: list[Form] = []
-    for rank in limits.ranks(errors.shape[0]):
-        for rank_in in limits.ranks(errors.shape[1]):
+    lost_at = errors.tolist()
+    for rank in limits.ranks(len(lost_at)):
+        for rank_in in limits.ranks(len(lost_at[0])):
             if rank > rank_in * area or rank_in > rank * area:
                 continue
             cost = tucker_cost(out, inp, height, width, call.into, call.out, rank, rank_in)
             if limits.pays(cost):
-                found.append(Form("tucker", rank, cost[1], float(errors[rank - 1, rank_in - 1]), rank_in))
+                found.append(Form("tucker", rank, cost[1], lost_at[rank - 1][rank_in - 1], rank_in))
     path: list[Form] = []
     for form in sorted(found, key=lambda form: (form.macs, form.error)):
         if not path or form.error < path[-1].error:

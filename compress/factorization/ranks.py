@@ -13,6 +13,15 @@ from compress.methods.rank_allocation import Option, allocate
 _SEARCH_STEPS = 40
 
 
+class OutOfReachError(ValueError):
+    """The cheapest forms take more than a budget."""
+
+    def __init__(self, least: int) -> None:
+        self.least = least
+        """What they take, multiply-accumulates."""
+        super().__init__(f"the least reachable is {least:,} multiply-accumulates")
+
+
 @dataclass(frozen=True)
 class Layer:
     """A layer that could be factorized."""
@@ -55,12 +64,12 @@ def same_energy(layers: Sequence[Layer], budget: int) -> dict[str, Form]:
         budget: the most MACs that all of them together may take.
 
     Raises:
-        ValueError: where the cheapest forms take more than the budget; its argument is what they take.
+        OutOfReachError: where the cheapest forms take more than the budget.
     """
     low, high = 0.0, 1.0
     least = macs(layers, at_energy(layers, low))
     if least > budget:
-        raise ValueError(least)
+        raise OutOfReachError(least)
     # What remains grows with the energy in steps; bisection ends at the largest energy that meets the target.
     for _ in range(_SEARCH_STEPS):
         middle = (low + high) / 2
@@ -80,7 +89,7 @@ def least_error(layers: Sequence[Layer], budget: int) -> dict[str, Form]:
     }
     least = sum(min(option.macs for option in each) for each in options.values())
     if least > budget:
-        raise ValueError(least)
+        raise OutOfReachError(least)
     chosen = allocate(options, budget)
     return {layer.name: layer.forms[chosen[layer.name] - 1] for layer in layers if chosen[layer.name] > 0}
 
