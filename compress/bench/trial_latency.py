@@ -119,7 +119,7 @@ def _empty() -> onnx.ModelProto:
 
 def _ask(request: dict[str, Any]) -> list[float]:
     """What the worker answers; no process is left."""
-    files, asked = len(request["files"]), request["rounds"] * len(request["files"])
+    asked = request["rounds"] * len(request["files"])
     patience = PATIENCE_SECONDS + asked * (request["seconds"] + _CALLS * SLOWEST_CALL_SECONDS)
     # Run as a file with -P: a module of the user's folder named like a standard one must not be picked up.
     with subprocess.Popen(  # noqa: S603 (our own interpreter and file)
@@ -133,7 +133,7 @@ def _ask(request: dict[str, Any]) -> list[float]:
         try:
             answer, log = process.communicate(json.dumps(request), timeout=patience)
         except subprocess.TimeoutExpired:
-            raise CompressError(f"times of {files} layers: no answer for {patience:.0f} s") from None
+            raise CompressError(f"times of layers: no answer for {patience:.0f} s") from None
         finally:
             process.kill()
     try:
@@ -141,8 +141,8 @@ def _ask(request: dict[str, Any]) -> list[float]:
     except ValueError:
         lines = log.strip().splitlines()
         last = f": {lines[-1]}" if lines else ""
-        raise CompressError(f"times of {files} layers: the process ended with code {process.returncode}{last}") from None
+        raise CompressError(f"times of layers: the process ended with code {process.returncode}{last}") from None
     if "error" in found:
-        raise CompressError(f"times of {files} layers: {found['error']}")
+        raise CompressError(f"times of layers: {found['error']}")
     times: list[float] = found["milliseconds"]
     return times
