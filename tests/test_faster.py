@@ -1,6 +1,7 @@
 """Splits that are kept only where they are faster: the choice, what is remembered of times, and what the stage says."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -49,12 +50,13 @@ def test_what_is_faster_is_kept_as_it_was_chosen():
 
 def test_another_form_takes_the_place_of_one_that_is_slow():
     some = [layer("a", *CHANNEL, *SPATIAL), layer("b", *CHANNEL)]
+    assert least_error(some, 80)["a"].split == "channel"
     factors = {("a", "channel"): 9, ("a", "spatial"): 1, ("b", "channel"): 1}
-    kept = only_faster(some, lambda given: least_error(given, 120), by(factors), 0.02)
+    kept = only_faster(some, lambda given: least_error(given, 80), by(factors), 0.02)
     assert kept.is_met
     assert kept.forms["a"].split == "spatial"
     assert kept.slower == {}  # nothing is left whole
-    assert macs(some, kept.forms) <= 120
+    assert macs(some, kept.forms) <= 80
 
 
 def test_a_lower_rank_may_be_fast_where_a_higher_is_not():
@@ -163,14 +165,22 @@ def by_work(*slow):
 SETTINGS = {"target": {"macs": 0.6}, "multiple": 2, "min_saving": 0.1, "batchnorm_samples": 0, "faster_by": 0.02}
 
 
+def drafted(workshop, parent, timer, **settings):
+    """Draft and context, as of a stage that begins anew: nothing is left of the times of another."""
+    found = workshop.draft(parent, "factorize", timer=timer, **settings)
+    shutil.rmtree(workshop.folder / "scratch", ignore_errors=True)
+    return found
+
+
 def factors(draft):
     return [edit for edit in draft.edits if isinstance(edit, Factor)]
 
 
 def test_forms_are_chosen_layer_by_layer(workshop, trained):
-    draft, context = workshop.draft(trained, "factorize", timer=by_work(), **SETTINGS)
+    settings = {**SETTINGS, "target": {"macs": 0.4}}
+    draft, context = drafted(workshop, trained, by_work(), **settings)
     example = workshop.dataset.example()
-    assert macs_of(draft.model, example) <= 0.6 * macs_of(workshop.build(trained), example)
+    assert macs_of(draft.model, example) <= 0.4 * macs_of(workshop.build(trained), example)
     assert len({edit.split for edit in factors(draft)}) > 1
     assert not context.warnings
     assert not any("not faster" in note for note in context.notes)
@@ -212,6 +222,7 @@ def test_more_forms_cost_no_more_error(truncation, allocation, workshop, trained
         assert errors[1] <= errors[0] + 1e-6
 
 
+@torch.no_grad()
 def relative_error(before, after, edit):
     """Of a layer's weight, as a matrix of what one pixel more or less in the input does to the output."""
     whole = before.get_submodule(edit.module)
@@ -234,9 +245,9 @@ def _composed(first, second):
 
 
 def test_a_form_that_is_slow_here_is_not_taken(workshop, trained):
-    fast, _ = workshop.draft(trained, "factorize", timer=by_work(), **SETTINGS)
+    fast, _ = drafted(workshop, trained, by_work(), **SETTINGS)
     assert "spatial" in {edit.split for edit in factors(fast)}
-    draft, context = workshop.draft(trained, "factorize", timer=by_work((3, 1), (1, 3)), **SETTINGS)
+    draft, context = drafted(workshop, trained, by_work((3, 1), (1, 3)), **SETTINGS)
     assert "spatial" not in {edit.split for edit in factors(draft)}
     assert factors(draft)
     assert not context.warnings  # the others are enough
@@ -246,27 +257,25 @@ def test_splits_that_are_not_faster_are_left_whole_aloud(workshop, trained):
     def timer(layers):
         return {name: 0.034 if isinstance(module, nn.Sequential) else 0.031 for name, (module, _) in layers.items()}
 
-    draft, context = workshop.draft(trained, "factorize", timer=timer, **SETTINGS)
+    draft, context = drafted(workshop, trained, timer, **SETTINGS)
     assert draft.edits == ()
     (note,) = [note for note in context.notes if "not faster on this machine" in note]
     assert " splits were not faster on this machine (fp32) and are left whole: " in note
-    assert "conv2 (0.031 → 0.034 ms)" in note
+    assert "conv3 (0.031 → 0.034 ms)" in note
     (missed, idle) = context.warnings
     assert missed.startswith("factorize.target.macs: 0.6 is not met, 1.000 remains: the splits that it would take are not 2 % ")
     assert missed.endswith("factorize.faster_by: 0 makes them all the same")
     assert "nothing was factorized: " in idle
-    assert "conv2 (not faster: 0.031 → 0.034 ms)" in idle
+    assert "conv3 (not faster: 0.031 → 0.034 ms)" in idle
 
 
 @pytest.mark.parametrize("target", [{"energy": 0.6}, {"ratio": 0.25}])
 def test_other_targets_lose_what_is_slow_too(target, workshop, trained):
     settings = {**SETTINGS, "target": target}
-    fast, _ = workshop.draft(trained, "factorize", timer=by_work(), **settings)
+    fast, _ = drafted(workshop, trained, by_work(), **settings)
     assert len(factors(fast)) > 1
-    slow, context = workshop.draft(
-        trained, "factorize", timer=by_work((3, 3), (3, 1), (1, 3)), **settings
-    )
-    assert {edit.module for edit in factors(slow)} == {"hidden"}
+    slow, context = drafted(workshop, trained, by_work((3, 3), (3, 1), (1, 3)), **settings)
+    assert {edit.module for edit in factors(slow)} == {"hidden", "head"}
     assert any("conv3" in note for note in context.notes if "not faster" in note)
 
 
@@ -274,14 +283,14 @@ def test_nothing_is_timed_with_faster_by_0(workshop, trained):
     def timer(layers):
         raise AssertionError
 
-    assert factors(workshop.draft(trained, "factorize", timer=timer, **{**SETTINGS, "faster_by": 0.0})[0])
+    assert factors(drafted(workshop, trained, timer, **{**SETTINGS, "faster_by": 0.0})[0])
 
 
 def test_what_trains_together_takes_the_leaders_times(workshop, trained):
     """A process that assists times nothing: it is told."""
     from dataclasses import replace
 
-    whole, _ = workshop.draft(trained, "factorize", timer=by_work((3, 1), (1, 3)), **SETTINGS)
+    whole, _ = drafted(workshop, trained, by_work((3, 1), (1, 3)), **SETTINGS)
     told = []
 
     class Group:

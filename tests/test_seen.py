@@ -59,8 +59,8 @@ def test_what_is_lost_is_what_outputs_lose():
     assert lost(tensor, approximation, rows) == pytest.approx(lost_by_loops(tensor, approximation, rows))
     assert lost(tensor, tensor, rows) == 0
     assert lost(tensor, 0 * tensor, rows) == pytest.approx(1)
-    constant = rows[:1].expand(9, -1)
-    assert lost(tensor, 0 * tensor, constant) in (0, float("inf"))
+    constant = torch.ones(8, 24, dtype=torch.float64)
+    assert lost(tensor, 0 * tensor, constant) == 0
 
 
 def test_the_root_is_that_of_the_channels_covariance():
@@ -114,7 +114,7 @@ def test_where_pixels_are_independent_a_seen_tucker_split_loses_less():
     shape = (5, 3, 2, 2)
     tensor, rows = weight(shape), patches(shape, whole=True)
     root = channel_root(rows, 3)
-    for ranks in ((2, 2), (4, 2), (5, 1)):
+    for ranks in ((2, 2), (4, 2), (4, 1)):
         seen, plain = split_tucker_seen(tensor, root, *ranks), split_tucker(tensor, *ranks)
         assert lost(tensor, merged_tucker(*seen), rows) < lost(tensor, merged_tucker(*plain), rows)
 
