@@ -193,7 +193,9 @@ def _factor(model: nn.Module, edit: Factor) -> None:
         raise CheckpointError(
             f"the edits factorize '{edit.module}' with rank {edit.rank}; its rank is at most {largest}"
         )
-    if edit.rank_in is not None and edit.rank_in > (most := largest_rank_in(layer.get_parameter("weight").shape, edit.rank)):
+    if edit.rank_in is not None and edit.rank_in > (
+        most := largest_rank_in(layer.get_parameter("weight").shape, edit.rank)
+    ):
         raise CheckpointError(
             f"the edits factorize '{edit.module}' with rank {edit.rank_in} of its inputs; beside rank {edit.rank} it is at "
             f"most {most}"

@@ -67,7 +67,9 @@ def test_patches_are_rows_of_what_a_convolution_multiplies(workshop, trained, ti
 
 
 def test_where_layers_are_applied():
-    model = nn.Sequential(nn.Conv2d(2, 3, (3, 1), stride=(2, 1), padding=1), nn.Conv2d(3, 3, 1), nn.Flatten(2), nn.Linear(33, 5))
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, (3, 1), stride=(2, 1), padding=1), nn.Conv2d(3, 3, 1), nn.Flatten(2), nn.Linear(33, 5)
+    )
     found = calls_of(model, ["0", "1", "3"], (torch.zeros(4, 2, 6, 9),))
     assert found["0"] == Call((1, 2, 6, 9), into=54, middle=3 * 9, out=3 * 11)
     assert found["1"] == Call((1, 3, 3, 11), into=33, middle=33, out=33)
@@ -130,7 +132,10 @@ def test_the_budget_is_met(truncation, allocation, workshop, trained):
     [
         ({"truncation": "weights", "samples": 9}, "samples: truncation 'weights' looks at no samples"),
         ({"target": {"energy": 0.9}, "allocation": "same_energy"}, "allocation: a target of energy decides"),
-        ({"target": {"ratio": 0.5}, "splits": ["channel", "tucker"]}, "splits: a target of ratio is a fraction of the ch"),
+        (
+            {"target": {"ratio": 0.5}, "splits": ["channel", "tucker"]},
+            "splits: a target of ratio is a fraction of the ch",
+        ),
         ({"splits": ["tucker", "tucker"]}, "splits: each form is named once"),
         ({"splits": []}, "splits"),
         ({"splits": ["svd"]}, "splits"),

@@ -136,10 +136,9 @@ def test_no_form_loses_more_of_the_outputs_than_its_plain_split():
     better = 0
     for form in forms(model, inputs, heard, splits=("spatial", "tucker")):
         found = lost(weight, merged(split_weights(weight, None, form, heard).parts), heard.patches)
-        if form.split == "spatial":
-            plain = split_spatial(weight, form.rank)
-        else:
-            plain = split_tucker(weight, form.rank, form.rank_in)
+        plain = (
+            split_spatial(weight, form.rank) if form.rank_in is None else split_tucker(weight, form.rank, form.rank_in)
+        )
         assert found <= lost(weight, merged(plain), heard.patches) + 1e-9
         better += found < 0.9 * lost(weight, merged(plain), heard.patches)
     assert better > 5

@@ -93,7 +93,10 @@ def test_at_full_rank_nothing_is_lost(shape, seed):
     spatial = split_spatial_seen(tensor, root, min(out * width, inp * height))
     assert lost(tensor, merged_spatial(*spatial), rows) < 1e-12
     area = height * width
-    assert lost(tensor, merged_tucker(*split_tucker_seen(tensor, root, min(out, inp * area), min(inp, out * area))), rows) < 1e-12
+    assert (
+        lost(tensor, merged_tucker(*split_tucker_seen(tensor, root, min(out, inp * area), min(inp, out * area))), rows)
+        < 1e-12
+    )
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4])
@@ -106,7 +109,9 @@ def test_where_pixels_are_independent_no_spatial_pair_loses_less(rank):
     generator = torch.Generator().manual_seed(0)
     first, second = split_spatial_seen(tensor, channel_root(rows, 2), rank)
     for _ in range(50):  # nor does any near it
-        near = [part + 0.01 * torch.randn(part.shape, generator=generator, dtype=part.dtype) for part in (first, second)]
+        near = [
+            part + 0.01 * torch.randn(part.shape, generator=generator, dtype=part.dtype) for part in (first, second)
+        ]
         assert lost(tensor, merged_spatial(*near), rows) >= found
 
 

@@ -238,7 +238,10 @@ def keep(name, axis=0, size=12, kept=(0,)):
         (Factor(module="head", rank=1, split="tucker", rank_in=1), "'head', a Linear, which has no such form"),
         (Factor(module="stem", rank=10, split="spatial"), "'stem' with rank 10; its rank is at most 9"),
         (Factor(module="stem", rank=13, split="tucker", rank_in=3), "'stem' with rank 13; its rank is at most 12"),
-        (Factor(module="stem", rank=12, split="tucker", rank_in=4), "rank 4 of its inputs; beside rank 12 it is at most 3"),
+        (
+            Factor(module="stem", rank=12, split="tucker", rank_in=4),
+            "rank 4 of its inputs; beside rank 12 it is at most 3",
+        ),
     ],
 )
 def test_edits_that_do_not_fit_are_refused_by_name(edit, named):

@@ -93,9 +93,7 @@ class _Beside(nn.Module):
         return tuple(module(given) for module, given in zip(self.beside, inputs, strict=True))
 
 
-def _graphs(
-    modules: Sequence[nn.Module], shapes: Sequence[tuple[int, ...]], *, int8: bool
-) -> list[onnx.ModelProto]:
+def _graphs(modules: Sequence[nn.Module], shapes: Sequence[tuple[int, ...]], *, int8: bool) -> list[onnx.ModelProto]:
     """A graph for each; one export for all, because most of an export's time is spent whatever it exports."""
     inputs = [Input(f"given_{position}", shape[1:]) for position, shape in enumerate(shapes)]
     proto = to_onnx(_Beside(modules), inputs)
@@ -112,7 +110,9 @@ def _graphs(
 
 def _empty() -> onnx.ModelProto:
     """A graph that does next to nothing: what a call of it takes, every call takes."""
-    given, output = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 1]) for name in ("given", "output"))
+    given, output = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 1]) for name in ("given", "output")
+    )
     graph = helper.make_graph([helper.make_node("Relu", ["given"], ["output"])], "empty", [given], [output])
     return helper.make_model(graph, ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)])
 

@@ -207,7 +207,8 @@ class FactorizeConfig(StageConfig):
         "(one sample, one thread). 0 measures nothing.",
     )
     timed_as: Literal["fp32", "int8"] = Field(
-        default="fp32", description="What 'faster_by' is measured in: int8 where 'quantize' follows and its file is deployed."
+        default="fp32",
+        description="What 'faster_by' is measured in: int8 where 'quantize' follows and its file is deployed.",
     )
     protect: tuple[str, ...] = Field(default=(), description="Layer names, with * and ?, that stay as they are.")
     batchnorm_samples: BatchNormSamples = 512

@@ -52,7 +52,9 @@ class Clock:
                 wanted |= {whole: (pair[0], shape), split: (pair[1], shape)}
         if wanted:
             found = self.timer(wanted)
-            self.known |= {pair: Times(*(found[each] for each in pair)) for pair in asked.values() if pair not in self.known}
+            self.known |= {
+                pair: Times(*(found[each] for each in pair)) for pair in asked.values() if pair not in self.known
+            }
             self._write()
         return {name: self.known[pair] for name, pair in asked.items()}
 

@@ -45,7 +45,11 @@ class Form:
     """Of 'tucker' only, as `compress.edits.Factor` has it."""
 
     def __str__(self) -> str:
-        return f"{self.split}, rank {self.rank}" if self.rank_in is None else f"{self.split}, ranks {self.rank_in}, {self.rank}"
+        return (
+            f"{self.split}, rank {self.rank}"
+            if self.rank_in is None
+            else f"{self.split}, ranks {self.rank_in}, {self.rank}"
+        )
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,10 @@ def _candidates(weight: Tensor, form: Form, heard: Heard | None) -> Iterable[tup
             yield split_spatial_seen(weight, seen, form.rank)
         return
     assert form.rank_in is not None
-    for rounds in (0, 5):  # alternating lowers the error that is minimised, which with inputs is not quite the one that counts
+    for rounds in (
+        0,
+        5,
+    ):  # alternating lowers the error that is minimised, which with inputs is not quite the one that counts
         yield split_tucker(weight, form.rank, form.rank_in, rounds)
         if seen is not None:
             yield split_tucker_seen(weight, seen, form.rank, form.rank_in, rounds)

@@ -33,7 +33,12 @@ class Heard:
 
 @torch.no_grad()
 def listen(
-    model: nn.Module, layers: Sequence[str], batches: Iterable[Batch], *, patches_of: Collection[str] = (), samples: int = 1
+    model: nn.Module,
+    layers: Sequence[str],
+    batches: Iterable[Batch],
+    *,
+    patches_of: Collection[str] = (),
+    samples: int = 1,
 ) -> dict[str, Heard]:
     """Run samples through a model and remember what some of its layers see and give out.
 

@@ -86,7 +86,9 @@ def run(parent: Checkpoint, config: FactorizeConfig, context: Context, *, timer:
 def _told(forms: Mapping[str, Form], layers: int) -> str:
     text = f"{len(forms)} of {layers} layers factorized"
     counts = Counter(form.split for form in forms.values())
-    return text if set(counts) <= {"channel"} else f"{text} ({', '.join(f'{n} {split}' for split, n in counts.items())})"
+    return (
+        text if set(counts) <= {"channel"} else f"{text} ({', '.join(f'{n} {split}' for split, n in counts.items())})"
+    )
 
 
 def _heard(model: nn.Module, names: Sequence[str], config: FactorizeConfig, context: Context) -> dict[str, Heard]:
@@ -97,9 +99,7 @@ def _heard(model: nn.Module, names: Sequence[str], config: FactorizeConfig, cont
     convolutions = {name for name in names if model.get_submodule(name).get_parameter("weight").dim() == 4}
     wide = {name for name in convolutions if model.get_submodule(name).get_parameter("weight")[0, 0].numel() > 1}
     chosen = context.samples(config.samples, context.seed)
-    return listen(
-        model, names, chosen.batches(_BATCH), patches_of=wide if several else (), samples=len(chosen)
-    )
+    return listen(model, names, chosen.batches(_BATCH), patches_of=wide if several else (), samples=len(chosen))
 
 
 def _splits(config: FactorizeConfig) -> tuple[Split, ...]:
@@ -133,9 +133,7 @@ def _timer(config: FactorizeConfig) -> Timer:
     return functools.partial(layer_times, int8=config.timed_as == "int8")
 
 
-def _kept(
-    layers: Sequence[Layer], clock: Clock, config: FactorizeConfig, context: Context, total_macs: int
-) -> Kept:
+def _kept(layers: Sequence[Layer], clock: Clock, config: FactorizeConfig, context: Context, total_macs: int) -> Kept:
     """Forms that meet the target and are faster here; what is not, and a target that is missed for that, is said."""
     choose: Choose = functools.partial(_chosen, config=config, total_macs=total_macs)
     if config.faster_by == 0:
