@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import (
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    model_serializer,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
+
+Split: TypeAlias = Literal["channel", "spatial", "tucker"]
+"""Forms that a factorized layer can have, see `Factor`."""
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -36,18 +46,35 @@ class Attribute:
 
 @dataclass(frozen=True, config=_STRICT)
 class Factor:
-    """A linear or convolutional layer becomes a sequence of two with `rank` channels between them.
+    """A linear or convolutional layer becomes a sequence of two or three, with `rank` channels before the last.
 
     `split="channel"`: a convolution (o, i, h, w) becomes (rank, i, h, w) and then (o, rank, 1, 1); a linear layer
-    (o, i) becomes (rank, i) and then (o, rank). The bias, where there is one, belongs to the second; with `bias` the second
-    has one even where the layer had none.
+    (o, i) becomes (rank, i) and then (o, rank).
+    `split="spatial"`: a convolution becomes a vertical (rank, i, h, 1) and then a horizontal one (o, rank, 1, w).
+    `split="tucker"`: a convolution becomes (rank_in, i, 1, 1), (rank, rank_in, h, w) and then (o, rank, 1, 1).
+
+    The bias, where there is one, belongs to the last; with `bias` the last has one even where the layer had none.
     """
 
     module: str
     rank: Annotated[int, Field(ge=1)]
     bias: bool = False
-    split: Literal["channel"] = "channel"
+    split: Split = "channel"
+    rank_in: Annotated[int, Field(ge=1)] | None = None
+    """Channels after the first of three; of `tucker` only."""
     edit: Literal["factor"] = "factor"
+
+    @model_validator(mode="after")
+    def _ranks_of_the_form(self) -> Self:
+        if (self.split == "tucker") != (self.rank_in is not None):
+            raise ValueError("rank_in: split 'tucker' has one, the others have none")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Checkpoints written before there was a second rank must keep their digests.
+        found: dict[str, Any] = handler(self)
+        return {key: value for key, value in found.items() if key != "rank_in" or value is not None}
 
 
 Edit = Annotated[Keep | Attribute | Factor, Field(discriminator="edit")]

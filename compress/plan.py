@@ -144,11 +144,15 @@ class Keys:
             "accuracy": written,
             "data": dict(self._data),  # the source, too, records shape, normalisation and classes
             "seed": planned.seed,
-            "machine": None if planned.name == SOURCE else self._place,
+            "machine": None if planned.name == SOURCE else self._place | self._measured_on(planned),
             "versions": dict(versions(planned.module)),
             "code": code_digest(planned.module),
             **_guard_key(planned),
         }
+
+    def _measured_on(self, planned: Planned) -> dict[str, JsonValue]:
+        """The CPU, for a stage whose result depends on how fast it is."""
+        return {"cpu": machine.cpu_model()} if getattr(planned.settings, "faster_by", 0) else {}
 
     def shared(self) -> dict[str, str]:
         """What processes that train together must all have, by a name for messages."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress.edits import Attribute, Edit, Factor, Keep
+from compress.edits import Attribute, Edit, Factor, Keep, Split
 from compress.errors import CheckpointError
 
 _INTEGER_OF = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -185,57 +185,101 @@ def _set_attribute(model: nn.Module, edit: Attribute) -> None:
 
 def _factor(model: nn.Module, edit: Factor) -> None:
     layer = _module(model, edit.module)
-    pair = factor_pair(layer, 1) if edit.module else None
+    pair = factor_pair(layer, 1, split=edit.split, rank_in=edit.rank_in and 1) if edit.module else None
     if pair is None:
         raise CheckpointError(f"the edits factorize '{edit.module}', a {type(layer).__name__}, which has no such form")
-    weight = layer.get_parameter("weight")
-    if edit.rank > (largest := min(weight.shape[0], weight[0].numel())):
+    largest = largest_rank(layer.get_parameter("weight").shape, edit.split, edit.rank_in)
+    if edit.rank > largest:
         raise CheckpointError(
             f"the edits factorize '{edit.module}' with rank {edit.rank}; its rank is at most {largest}"
         )
-    pair = factor_pair(layer, edit.rank, bias=edit.bias)
+    if edit.rank_in is not None and edit.rank_in > (
+        most := largest_rank_in(layer.get_parameter("weight").shape, edit.rank)
+    ):
+        raise CheckpointError(
+            f"the edits factorize '{edit.module}' with rank {edit.rank_in} of its inputs; beside rank {edit.rank} it is at "
+            f"most {most}"
+        )
+    parts = factor_pair(layer, edit.rank, split=edit.split, rank_in=edit.rank_in, bias=edit.bias)
     parent, _, leaf = edit.module.rpartition(".")
-    setattr(_module(model, parent), leaf, pair)
+    setattr(_module(model, parent), leaf, parts)
 
 
-def factor_pair(layer: nn.Module, rank: int, *, bias: bool = False) -> nn.Sequential | None:
+def largest_rank(shape: Sequence[int], split: Split, rank_in: int | None = None) -> int:
+    """The largest rank of a form for a weight (out, in) or (out, in, h, w), beside `rank_in` where that has one."""
+    out, inp, *kernel = shape
+    if split == "spatial":
+        height, width = kernel
+        return min(out * width, inp * height)
+    return min(out, (inp if rank_in is None else rank_in) * math.prod(kernel))
+
+
+def largest_rank_in(shape: Sequence[int], rank: int) -> int:
+    """The largest second rank of a `tucker` form for a weight (out, in, h, w), beside `rank`."""
+    _, inp, height, width = shape
+    return min(inp, rank * height * width)
+
+
+def factor_pair(
+    layer: nn.Module, rank: int, *, split: Split = "channel", rank_in: int | None = None, bias: bool = False
+) -> nn.Sequential | None:
     """Two uninitialised layers of `rank` channels between them that can stand for `layer`; None where none can.
 
-    The second has a bias where the layer has one, or where `bias` asks for one.
+    The last has a bias where the layer has one, or where `bias` asks for one.
+
+    Args:
+        layer: it stays as it is.
+        rank: channels before the last one.
+        split: the form, see `Factor`; a linear layer has 'channel' only.
+        rank_in: channels after the first of the three of 'tucker'.
+        bias: whether the last has a bias even where the layer has none.
     """
+    has_bias = bias or getattr(layer, "bias", None) is not None
     with torch.random.fork_rng(devices=[]):  # the initialisation is overwritten; it must not shift the seed
-        pair = _pair(layer, rank, bias=bias or getattr(layer, "bias", None) is not None)
-    if pair is None:
+        parts = _parts(layer, rank, split, rank_in, bias=has_bias)
+    if parts is None:
         return None
     weight = layer.get_parameter("weight")
-    return pair.to(device=weight.device, dtype=weight.dtype).train(layer.training)
+    return nn.Sequential(*parts).to(device=weight.device, dtype=weight.dtype).train(layer.training)
 
 
-def _pair(layer: nn.Module, rank: int, *, bias: bool) -> nn.Sequential | None:
+def _parts(layer: nn.Module, rank: int, split: Split, rank_in: int | None, *, bias: bool) -> Sequence[nn.Module] | None:
     # Attention computes with the weight of its output projection itself; nothing can stand for that layer.
     if isinstance(layer, nn.Linear) and not isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
-        second = nn.Linear(rank, layer.out_features, bias=bias)
-        return nn.Sequential(nn.Linear(layer.in_features, rank, bias=False), second)
-    if isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros":
-        first = nn.Conv2d(
-            layer.in_channels,
-            rank,
-            _two(layer.kernel_size),
-            stride=_two(layer.stride),
-            padding=layer.padding if isinstance(layer.padding, str) else _two(layer.padding),
-            dilation=_two(layer.dilation),
-            bias=False,
-        )
-        return nn.Sequential(first, nn.Conv2d(rank, layer.out_channels, 1, bias=bias))
-    return None
+        if split != "channel":
+            return None
+        return nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features, bias=bias)
+    if not (isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros"):
+        return None
+    if split == "spatial":
+        return _along(layer, 0, layer.in_channels, rank), _along(layer, 1, rank, layer.out_channels, bias=bias)
+    last = nn.Conv2d(rank, layer.out_channels, 1, bias=bias)
+    if rank_in is None:
+        return _along(layer, None, layer.in_channels, rank), last
+    return nn.Conv2d(layer.in_channels, rank_in, 1, bias=False), _along(layer, None, rank_in, rank), last
 
 
-def _two(values: tuple[int, ...]) -> tuple[int, int]:
-    height, width = values
-    return height, width
+def _along(layer: nn.Conv2d, axis: int | None, inp: int, out: int, *, bias: bool = False) -> nn.Conv2d:
+    """A convolution with the geometry of `layer` along one axis (0 is vertical) and none along the other; None: both."""
+
+    def part(values: tuple[int, ...], neutral: int) -> tuple[int, int]:
+        height, width = values
+        return height if axis in (0, None) else neutral, width if axis in (1, None) else neutral
+
+    return nn.Conv2d(
+        inp,
+        out,
+        part(layer.kernel_size, 1),
+        stride=part(layer.stride, 1),
+        # 'same' and 'valid' say for each axis alone what they say for both.
+        padding=layer.padding if isinstance(layer.padding, str) else part(layer.padding, 0),
+        dilation=part(layer.dilation, 1),
+        bias=bias,
+    )
 
 
 def is_factor_of(name: str, edits: Iterable[Edit]) -> bool:
-    """Whether the layer `name` is one half of a layer that was factorized before."""
-    made = {edit.module for edit in edits if isinstance(edit, Factor)}
-    return re.sub(r"\.[01]$", "", name) in made
+    """Whether the layer `name` is a part of a layer that was factorized before."""
+    parent, _, leaf = name.rpartition(".")
+    parts = {"channel": ("0", "1"), "spatial": ("0", "1"), "tucker": ("0", "1", "2")}
+    return any(isinstance(edit, Factor) and edit.module == parent and leaf in parts[edit.split] for edit in edits)

@@ -26,6 +26,7 @@ SHAPED = [
     "ranking",
     "robustness",
     "schedules",
+    "seen",
     "sensitivity",
     "sparsity",
     "spatial",
@@ -230,13 +231,15 @@ class Workshop:
         draft = source.make(ModelConfig(factory=factory or self.factory, kwargs=kwargs), seed)
         return self._keep(draft, (HistoryEntry(stage="source", parent=None, settings={}, seconds=0.0),))
 
-    def draft(self, parent, kind, *, seed=0, reference=None, data=None, progress=None, **settings):
-        """What a stage hands back, and the context it was given."""
+    def draft(self, parent, kind, *, seed=0, reference=None, data=None, progress=None, timer=None, **settings):
+        """What a stage hands back, and the context it was given; `factorize` may be given a timer of its own."""
         from compress.config import StageEntry
         from compress.events import Silent
         from compress.stages import STAGES
         from compress.stages.base import Context
 
+        if kind == "factorize":  # no decision by the clock, unless a test is about it
+            settings = {"faster_by": 0.0, **settings}
         entry = StageEntry.model_validate_json(json.dumps({kind: settings}))
         context = Context(
             data=data or self.dataset.for_decisions(),
@@ -249,7 +252,8 @@ class Workshop:
             trusted=self.trusted,
             parent_accuracy={"validation": {"percent": 90.0}, "test": {"percent": 89.0}},
         )
-        return STAGES[kind].load()(parent, entry.settings, context), context
+        own = {} if timer is None else {"timer": timer}
+        return STAGES[kind].load()(parent, entry.settings, context, **own), context
 
     def run(self, parent, kind, **options):
         """The checkpoint that a stage makes of `parent`."""

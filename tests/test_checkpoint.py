@@ -110,6 +110,25 @@ def forge(path, **changes):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_every_form_of_a_layer_comes_back_to_the_bit(layout, tmp_path):
+    draft = source(layout=layout)
+    model = draft.model
+    edits = (
+        Factor(module="layer2.0.conv1", rank=9, split="spatial"),
+        Factor(module="layer3.0.conv2", rank=16, split="tucker", rank_in=8, bias=True),
+    )
+    surgery.apply_all(model, edits)
+    with torch.no_grad():
+        for edit in edits:
+            for part in model.get_submodule(edit.module):
+                part.weight.normal_(std=0.1)
+    saved = save(tmp_path / "forms", Draft(RESNET, edits, model))
+    loaded = checkpoint.load(saved.path)
+    assert loaded.edits == edits
+    assert torch.equal(answers(loaded.build()), answers(model))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_pruned_and_factorized_model_comes_back_to_the_bit_and_can_be_pruned_again(layout, tmp_path):
     draft = source(layout=layout)
     model = draft.model

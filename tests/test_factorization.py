@@ -5,9 +5,26 @@ import torch
 from torch import nn
 
 from compress.edits import Factor
-from compress.factorization.ranks import Layer, Limits, at_energy, least_error, macs, same_energy
-from compress.factorization.responses import responses
-from compress.methods.whitening import Moments, add_moments, bias_correction, shift_by_outputs, split_by_outputs
+from compress.factorization.calls import Call, calls_of
+from compress.factorization.forms import Limits, forms_of, full_rank
+from compress.factorization.ranks import (
+    Layer,
+    OutOfReachError,
+    at_energy,
+    at_ratio,
+    least_error,
+    macs,
+    same_energy,
+)
+from compress.factorization.responses import PATCHES, listen
+from compress.methods.whitening import (
+    Moments,
+    add_moments,
+    bias_correction,
+    convolution_rows,
+    shift_by_outputs,
+    split_by_outputs,
+)
 from compress.models.cost import macs as macs_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -18,7 +35,7 @@ LIMITS = Limits(multiple=1, min_saving=0.05)
 def test_what_layers_give_out_is_what_they_compute(workshop, trained, tiny_data):
     model = workshop.build(trained).train()
     batches = list(tiny_data.train.take(range(40)).batches(16))
-    found = responses(model, ["conv2", "hidden"], batches)
+    found = listen(model, ["conv2", "hidden"], batches)
     assert model.training
     model.eval()
     inputs = torch.cat([batch.inputs[0] for batch in batches])
@@ -26,10 +43,39 @@ def test_what_layers_give_out_is_what_they_compute(workshop, trained, tiny_data)
         conv = model.conv2(model.bn1(model.conv1(inputs)).relu())
         hidden = model.hidden(model.conv3(model.bn2(conv).relu()).relu().mean((2, 3)))
     rows = conv.movedim(1, -1).flatten(0, 2).double()
-    torch.testing.assert_close(found["conv2"].mean, rows.mean(0), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(found["conv2"].covariance, torch.cov(rows.T, correction=0), rtol=1e-3, atol=1e-6)
-    torch.testing.assert_close(found["hidden"].mean, hidden.double().mean(0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found["conv2"].outputs.mean, rows.mean(0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found["conv2"].outputs.covariance, torch.cov(rows.T, correction=0), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(found["hidden"].outputs.mean, hidden.double().mean(0), rtol=1e-4, atol=1e-6)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_patches_are_rows_of_what_a_convolution_multiplies(workshop, trained, tiny_data):
+    model = workshop.build(trained)
+    batches = list(tiny_data.train.take(range(40)).batches(16))
+    settings = {"patches_of": {"conv2"}, "samples": 40}
+    found = listen(model, ["conv1", "conv2"], batches, **settings)
+    assert found["conv1"].patches is None
+    patches = found["conv2"].patches
+    assert patches.shape == (40 * min(6 * 4, -(-PATCHES // 40)), 16 * 9)
+    rows = set()
+    for batch in batches:
+        with torch.no_grad():
+            seen = model.bn1(model.conv1(batch.inputs[0])).relu()
+        rows |= {row.numpy().tobytes() for row in convolution_rows(seen, (3, 3), (2, 2), (1, 1))}
+    assert {row.numpy().tobytes() for row in patches} <= rows
+    assert torch.equal(patches, listen(model, ["conv2"], batches, **settings)["conv2"].patches)
+
+
+def test_where_layers_are_applied():
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, (3, 1), stride=(2, 1), padding=1), nn.Conv2d(3, 3, 1), nn.Flatten(2), nn.Linear(33, 5)
+    )
+    found = calls_of(model, ["0", "1", "3"], (torch.zeros(4, 2, 6, 9),))
+    assert found["0"] == Call((1, 2, 6, 9), into=54, middle=3 * 9, out=3 * 11)
+    assert found["1"] == Call((1, 3, 3, 11), into=33, middle=33, out=33)
+    assert found["3"] == Call((1, 3, 33), into=3, middle=3, out=3)
+    again = nn.Sequential(shared := nn.Conv2d(2, 2, 3, padding=1), nn.MaxPool2d(2), shared)
+    assert calls_of(again, ["0"], (torch.zeros(1, 2, 6, 4),))["0"] == Call((1, 2, 6, 4), 30, 30, 30)
 
 
 def test_the_shift_from_outputs_is_that_from_inputs():
@@ -86,6 +132,15 @@ def test_the_budget_is_met(truncation, allocation, workshop, trained):
     [
         ({"truncation": "weights", "samples": 9}, "samples: truncation 'weights' looks at no samples"),
         ({"target": {"energy": 0.9}, "allocation": "same_energy"}, "allocation: a target of energy decides"),
+        (
+            {"target": {"ratio": 0.5}, "splits": ["channel", "tucker"]},
+            "splits: a target of ratio is a fraction of the ch",
+        ),
+        ({"splits": ["tucker", "tucker"]}, "splits: each form is named once"),
+        ({"splits": []}, "splits"),
+        ({"splits": ["svd"]}, "splits"),
+        ({"faster_by": 0.0, "timed_as": "int8"}, "timed_as: with faster_by 0 nothing is timed"),
+        ({"faster_by": 1.0}, "faster_by"),
     ],
 )
 def test_settings_that_nobody_reads_are_refused(settings, told, workshop, trained):
@@ -96,49 +151,55 @@ def test_settings_that_nobody_reads_are_refused(settings, told, workshop, traine
 # Ranks
 
 
-def layers(*sizes, positions=1):
+def layers(*sizes, limits=LIMITS):
     generator = torch.Generator().manual_seed(1)
     found = []
     for number, (out, rest) in enumerate(sizes):
         weight = torch.randn(out, rest, generator=generator)
-        found.append(Layer(f"layer{number}", weight, positions, torch.linalg.svdvals(weight.double())))
+        forms = forms_of(weight, Call((1, rest), 1, 1, 1), ["channel", "spatial", "tucker"], limits)
+        found.append(Layer(f"layer{number}", out * rest, full_rank(weight), forms))
     return found
 
 
-def total_error(some, ranks):
-    lost = 0.0
-    for layer in some:
-        if layer.name in ranks:
-            squares = layer.values.square()
-            lost += float(squares[ranks[layer.name] :].sum() / squares.sum())
-    return lost
+def total_error(chosen):
+    return sum(form.error for form in chosen.values())
 
 
 @pytest.mark.parametrize("share", [0.4, 0.6, 0.8])
 def test_the_least_error_is_no_more_than_that_of_equal_energies(share):
     some = layers((12, 40), (30, 30), (8, 90))
     budget = int(share * macs(some, {}))
-    greedy, equal = (way(some, budget, LIMITS) for way in (least_error, same_energy))
+    greedy, equal = (way(some, budget) for way in (least_error, same_energy))
     assert macs(some, greedy) <= budget
     assert macs(some, equal) <= budget
-    assert total_error(some, greedy) <= total_error(some, equal) + 1e-9
+    assert total_error(greedy) <= total_error(equal) + 1e-9
 
 
 @pytest.mark.parametrize("way", [least_error, same_energy])
 def test_a_budget_out_of_reach_says_what_is_in_reach(way):
     some = layers((12, 40), (30, 30))
-    with pytest.raises(ValueError, match=r"^\d+$") as raised:
-        way(some, 10, LIMITS)
-    (least,) = raised.value.args
-    assert least == macs(some, at_energy(some, 0.0, LIMITS))
-    assert macs(some, way(some, least, LIMITS)) == least
+    with pytest.raises(OutOfReachError) as raised:
+        way(some, 10)
+    least = raised.value.least
+    assert least == macs(some, at_energy(some, 0.0))
+    assert macs(some, way(some, least)) == least
 
 
 def test_ranks_are_multiples_and_only_where_they_pay():
-    some = layers((16, 64), (4, 4))
-    ranks = least_error(some, int(0.7 * macs(some, {})), Limits(4, 0.3))
-    assert set(ranks) == {"layer0"}
-    assert ranks["layer0"] % 4 == 0
+    some = layers((16, 64), (4, 4), limits=Limits(4, 0.3))
+    forms = least_error(some, int(0.7 * macs(some, {})))
+    assert set(forms) == {"layer0"}
+    assert forms["layer0"].rank % 4 == 0
+
+
+def test_an_energy_takes_the_cheapest_form_that_keeps_it_and_a_ratio_the_rank():
+    (layer,) = layers((12, 40))
+    for energy in (0.2, 0.6, 0.8):
+        form = at_energy([layer], energy)["layer0"]
+        assert form.error <= 1 - energy
+        assert all(other.macs >= form.macs for other in layer.forms if other.error <= 1 - energy)
+    assert at_energy([layer], 0.999) == {}
+    assert at_ratio([layer], 0.4, 2)["layer0"].rank == 6  # of 12, 4.8 rounded up
 
 
 def test_a_layer_that_is_never_called_is_split_by_its_weights(tiny_data):
@@ -150,5 +211,5 @@ def test_a_layer_that_is_never_called_is_split_by_its_weights(tiny_data):
         def forward(self, x):
             return self.used(x.flatten(1))
 
-    found = responses(Idle(), ["used", "idle"], tiny_data.train.take(range(8)).batches(8))
+    found = listen(Idle(), ["used", "idle"], tiny_data.train.take(range(8)).batches(8))
     assert list(found) == ["used"]

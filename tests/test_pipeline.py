@@ -97,7 +97,7 @@ def stages(tiny):
             }
         },
         {"prune": {"target": {"macs": 0.6}, "recovery": {"epochs": 1, "batch_size": 16}}},
-        {"factorize": {"target": {"ratio": 0.3}}},
+        {"factorize": {"target": {"ratio": 0.3}, "faster_by": 0.0}},
         QUANTIZE,
         EXPORT,
     )

@@ -264,6 +264,14 @@ def test_measurements_are_one_cpus_checkpoints_are_not(project, monkeypatch):
     assert {**other, "machine": measurement["machine"]} == measurement
 
 
+@pytest.mark.parametrize("faster_by", [0.0, 0.1])
+def test_what_is_decided_by_the_clock_is_one_cpus(faster_by, project, monkeypatch):
+    pipeline = project(stages=[{"factorize": {"faster_by": faster_by}}])
+    before = all_keys(pipeline)
+    monkeypatch.setattr(machine, "cpu_model", lambda: "Another CPU")
+    assert (all_keys(pipeline) == before) == (faster_by == 0)
+
+
 def test_missing_data_is_told_before_keys_are_made(project):
     pipeline = project()
     shutil.rmtree(pipeline.data.root)

@@ -138,7 +138,14 @@ def stages_of(factory):
         {"train": {**TRAINING, "channels_last": True}},
         {"distill": {"student": {"factory": f"model.py:{factory}", "kwargs": {"width": 12}}, **TRAINING}},
         {"prune": {"target": {"macs": 0.7}, "multiple": 2, "recovery": {**TRAINING, "epochs": 2}}},
-        {"factorize": {"target": {"ratio": 0.4}, "multiple": 1, "recovery": {**TRAINING, "epochs": 2}}},
+        {
+            "factorize": {
+                "target": {"ratio": 0.4},
+                "multiple": 1,
+                "faster_by": 0.0,
+                "recovery": {**TRAINING, "epochs": 2},
+            }
+        },
         {"quantize": {"calibration": {"samples": 64}}},
         {"export": {"agreement": 0.8}},
     )

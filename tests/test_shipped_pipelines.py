@@ -59,6 +59,7 @@ def small_imagenet(root):
         "model.weights=null",
         "stages.prune.recovery.epochs=1",
         "stages.factorize.recovery.epochs=1",
+        "stages.factorize.faster_by=0.0",
         "stages.quantize.calibration.samples=5",
     ]
 
@@ -197,6 +198,7 @@ def test_cifar10(tmp_path):
         "model.factory=cifar:resnet20",
         f"model.weights={tmp_path / 'resnet20.safetensors'}",
         "stages.factorize.recovery.epochs=1",
+        "stages.factorize.faster_by=0.0",
         "stages.quantize.calibration.samples=10",
     ]
     pipeline = load_pipeline(CIFAR10, settings)

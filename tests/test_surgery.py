@@ -12,6 +12,8 @@ from torch import nn
 from compress import surgery
 from compress.edits import EDITS, Attribute, Factor, Keep
 from compress.errors import CheckpointError
+from compress.methods.spatial import split_spatial
+from compress.methods.tucker import split_tucker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -41,9 +43,21 @@ def test_edits_survive_json():
         Attribute(module="conv", name="out_channels", value=2),
         Attribute(module="", name="kernel_size", value=(3, 5)),
         Factor(module="layer.0", rank=3),
+        Factor(module="layer.1", rank=3, bias=True, split="spatial"),
+        Factor(module="layer.2", rank=3, split="tucker", rank_in=2),
     )
     text = EDITS.dump_json(edits)
     assert EDITS.validate_json(text) == edits
+
+
+def test_what_was_written_before_there_were_other_splits_keeps_its_bytes():
+    for text in (
+        b'[{"module":"a","rank":3,"bias":false,"split":"channel","edit":"factor"}]',
+        b'[{"module":"a","rank":3,"bias":true,"split":"channel","edit":"factor"}]',
+    ):
+        assert EDITS.dump_json(EDITS.validate_json(text)) == text
+    (edit,) = EDITS.validate_json(b'[{"module":"a","rank":3,"edit":"factor"}]')
+    assert edit == Factor(module="a", rank=3, split="channel")
 
 
 def test_derived_edits_survive_json():
@@ -56,6 +70,10 @@ def test_derived_edits_survive_json():
     "text",
     [
         '[{"edit": "keep", "size": 4, "kept": [], "axes": [["w", 0]]}]',
+        '[{"edit": "factor", "module": "a", "rank": 3, "split": "tucker"}]',
+        '[{"edit": "factor", "module": "a", "rank": 3, "split": "tucker", "rank_in": 0}]',
+        '[{"edit": "factor", "module": "a", "rank": 3, "split": "spatial", "rank_in": 2}]',
+        '[{"edit": "factor", "module": "a", "rank": 3, "split": "temporal"}]',
         '[{"edit": "keep", "size": 4, "kept": [-1], "axes": [["w", 0]]}]',
         '[{"edit": "keep", "size": 4, "kept": [0], "axes": []}]',
         '[{"edit": "keep", "size": "4", "kept": [0], "axes": [["w", 0]]}]',
@@ -101,6 +119,8 @@ def test_edits_apply_on_meta():
         *edits_for(model, example, {"conv1": [0, 9], "layer2.0.conv1": [3]}),
         Factor(module="layer3.0.conv2", rank=5),
         Factor(module="fc", rank=2),
+        Factor(module="layer3.1.conv1", rank=6, split="spatial"),
+        Factor(module="layer4.0.conv1", rank=7, split="tucker", rank_in=3, bias=True),
     ]
     empty = surgery.apply_all(on_meta(model), edits)
     real = surgery.apply_all(model, edits)
@@ -214,6 +234,14 @@ def keep(name, axis=0, size=12, kept=(0,)):
         (Factor(module="steam", rank=1), "'steam'"),
         (Factor(module="stem", rank=13), "'stem' with rank 13; its rank is at most 12"),
         (Factor(module="head", rank=10**12), "at most 7"),
+        (Factor(module="head", rank=1, split="spatial"), "'head', a Linear, which has no such form"),
+        (Factor(module="head", rank=1, split="tucker", rank_in=1), "'head', a Linear, which has no such form"),
+        (Factor(module="stem", rank=10, split="spatial"), "'stem' with rank 10; its rank is at most 9"),
+        (Factor(module="stem", rank=13, split="tucker", rank_in=3), "'stem' with rank 13; its rank is at most 12"),
+        (
+            Factor(module="stem", rank=12, split="tucker", rank_in=4),
+            "rank 4 of its inputs; beside rank 12 it is at most 3",
+        ),
     ],
 )
 def test_edits_that_do_not_fit_are_refused_by_name(edit, named):
@@ -250,6 +278,43 @@ def test_a_factor_keeps_geometry_type_mode_and_the_random_state():
     assert not first.training
 
 
+GEOMETRIES = [
+    {"stride": (1, 2), "padding": (1, 2), "dilation": (2, 1)},
+    {"padding": "same", "dilation": (1, 2)},
+    {"padding": "valid", "stride": (2, 3)},
+]
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("split", ["spatial", "tucker"])
+def test_other_forms_compute_the_layer_at_their_full_ranks(split, bias, geometry):
+    layer = randomise(nn.Conv2d(4, 5, (3, 5), bias=bias, **geometry)).double()
+    model, inputs = nn.Sequential(layer).eval(), torch.randn(2, 4, 11, 14, dtype=torch.float64)
+    edit = {
+        "spatial": Factor(module="0", rank=12, split="spatial"),
+        "tucker": Factor(module="0", rank=5, split="tucker", rank_in=4),
+    }[split]
+    with torch.no_grad():
+        expected = model(inputs)
+        weights = split_spatial(layer.weight, 12) if split == "spatial" else split_tucker(layer.weight, 5, 4)
+        surgery.apply(model, edit)
+        for part, weight in zip(model[0], weights, strict=True):
+            part.weight.copy_(weight)
+            assert not part.training
+            assert (part.bias is not None) == (bias and part is model[0][-1])
+        if bias:
+            model[0][-1].bias.copy_(layer.bias)
+        torch.testing.assert_close(model(inputs), expected, rtol=0, atol=1e-9)
+
+
+def test_a_bias_that_the_layer_had_not_goes_to_the_last_part():
+    model = nn.Sequential(nn.Conv2d(4, 5, 3, bias=False))
+    surgery.apply(model, Factor(module="0", rank=2, split="tucker", rank_in=3, bias=True))
+    assert [part.bias is None for part in model[0]] == [True, True, False]
+    assert [tuple(part.weight.shape) for part in model[0]] == [(3, 4, 1, 1), (2, 3, 3, 3), (5, 2, 1, 1)]
+
+
 def test_halves_of_a_factorized_layer_are_known():
     edits = (Factor(module="layer1.0.conv1", rank=2), keep("a.weight"))
     assert surgery.is_factor_of("layer1.0.conv1.0", edits)
@@ -257,3 +322,6 @@ def test_halves_of_a_factorized_layer_are_known():
     assert not surgery.is_factor_of("layer1.0", edits)
     assert not surgery.is_factor_of("layer1.0.conv2.0", edits)
     assert not surgery.is_factor_of("layer1.0.conv1.10", edits)
+    three = (Factor(module="a.conv", rank=2, split="tucker", rank_in=2), Factor(module="b", rank=2, split="spatial"))
+    assert [surgery.is_factor_of(f"a.conv.{part}", three) for part in range(4)] == [True, True, True, False]
+    assert [surgery.is_factor_of(f"b.{part}", three) for part in range(3)] == [True, True, False]

@@ -18,6 +18,7 @@ from compress.methods.whitening import (
     output_error,
     output_moment,
     output_values,
+    sampled_rows,
     split_by_outputs,
     split_whitened,
     split_with_shift,
@@ -123,6 +124,10 @@ def test_rows_are_what_a_convolution_multiplies(settings):
     expected = [outputs[n, :, y, x] for n in range(2) for y in range(outputs.shape[2]) for x in range(outputs.shape[3])]
     assert len(rows) == len(expected)
     torch.testing.assert_close(rows @ layer.weight.flatten(1).T, torch.stack(expected), **CLOSE)
+    positions = outputs[0, 0].numel()
+    at = torch.randperm(positions)[: max(1, positions // 2)]
+    some = sampled_rows(inputs, at, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    assert torch.equal(some, rows.reshape(2, positions, -1)[:, at].flatten(0, 1))
 
 
 def test_a_row_by_hand():

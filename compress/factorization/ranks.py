@@ -1,4 +1,4 @@
-"""At which rank each layer is split, so that a target is met."""
+"""Which form each layer takes, so that a target is met."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
+from compress.factorization.forms import Form
 from compress.methods import lowrank
 from compress.methods.rank_allocation import Option, allocate
 
 _SEARCH_STEPS = 40
+
+
+class OutOfReachError(ValueError):
+    """The cheapest forms take more than a budget."""
+
+    def __init__(self, least: int) -> None:
+        self.least = least
+        """What they take, multiply-accumulates."""
+        super().__init__(f"the least reachable is {least:,} multiply-accumulates")
 
 
 @dataclass(frozen=True)
@@ -19,98 +27,73 @@ class Layer:
     """A layer that could be factorized."""
 
     name: str
-    weight: Tensor
-    positions: int
-    """Output positions."""
-    values: Tensor
-    """Singular values, descending: of the weight, or of its outputs."""
-
-    def cost(self, rank: int) -> tuple[int, int]:
-        """MACs of the layer as it is and as two factors."""
-        return lowrank.factor_cost(self.weight.shape[0], self.weight[0].numel(), self.positions, rank)
+    macs: int
+    """Multiply-accumulates as it is, for one sample."""
+    full_rank: int
+    """Of its channel split."""
+    forms: tuple[Form, ...]
+    """Those that cost enough less, in any order."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Which ranks there are."""
-
-    multiple: int
-    """Ranks are multiples of this."""
-    min_saving: float
-    """A layer is split only where that saves this fraction of its work, 0 to 1."""
-
-    def cheaper(self, layers: Sequence[Layer], ranks: Mapping[str, int]) -> dict[str, int]:
-        """Ranks rounded up to the multiple, of the layers that cost enough less when split."""
-        chosen = {}
-        for layer in layers:
-            rank = lowrank.rounded_rank(ranks[layer.name], self.multiple, len(layer.values))
-            if self.pays(layer, rank):
-                chosen[layer.name] = rank
-        return chosen
-
-    def pays(self, layer: Layer, rank: int) -> bool:
-        """Whether a layer costs enough less at this rank."""
-        whole, split = layer.cost(rank)
-        return split <= whole * (1 - self.min_saving)
+def at_energy(layers: Sequence[Layer], energy: float) -> dict[str, Form]:
+    """The cheapest form of each layer that loses no more than `1 - energy` (0 to 1); layers without one stay whole."""
+    chosen = {}
+    for layer in layers:
+        fitting = [form for form in layer.forms if form.error <= 1 - energy]
+        if fitting:
+            chosen[layer.name] = min(fitting, key=lambda form: (form.macs, form.error))
+    return chosen
 
 
-def at_energy(layers: Sequence[Layer], energy: float, limits: Limits) -> dict[str, int]:
-    """Ranks at which each layer keeps this fraction (0 to 1) of its squared singular values."""
-    return limits.cheaper(layers, {x.name: lowrank.rank_for_energy(x.values, energy) for x in layers})
+def at_ratio(layers: Sequence[Layer], ratio: float, multiple: int) -> dict[str, Form]:
+    """Channel splits at this fraction (0 to 1) of the full ranks, rounded up to the multiple, where they pay."""
+    chosen = {}
+    for layer in layers:
+        rank = lowrank.rounded_rank(math.ceil(layer.full_rank * ratio), multiple, layer.full_rank)
+        form = next((form for form in layer.forms if form.split == "channel" and form.rank == rank), None)
+        if form is not None:
+            chosen[layer.name] = form
+    return chosen
 
 
-def at_ratio(layers: Sequence[Layer], ratio: float, limits: Limits) -> dict[str, int]:
-    """Ranks that are this fraction (0 to 1) of the full ones."""
-    return limits.cheaper(layers, {x.name: math.ceil(len(x.values) * ratio) for x in layers})
-
-
-def same_energy(layers: Sequence[Layer], budget: int, limits: Limits) -> dict[str, int]:
-    """Ranks at the largest energy, the same for all layers, with which they stay within a budget.
+def same_energy(layers: Sequence[Layer], budget: int) -> dict[str, Form]:
+    """Forms at the largest energy, the same for all layers, with which they stay within a budget.
 
     Args:
         layers: those that can be split.
         budget: the most MACs that all of them together may take.
-        limits: which ranks there are.
 
     Raises:
-        ValueError: where the cheapest ranks take more than the budget; its argument is what they take.
+        OutOfReachError: where the cheapest forms take more than the budget.
     """
     low, high = 0.0, 1.0
-    least = macs(layers, at_energy(layers, low, limits))
+    least = macs(layers, at_energy(layers, low))
     if least > budget:
-        raise ValueError(least)
+        raise OutOfReachError(least)
     # What remains grows with the energy in steps; bisection ends at the largest energy that meets the target.
     for _ in range(_SEARCH_STEPS):
         middle = (low + high) / 2
-        fits = macs(layers, at_energy(layers, middle, limits)) <= budget
+        fits = macs(layers, at_energy(layers, middle)) <= budget
         low, high = (middle, high) if fits else (low, middle)
-    return at_energy(layers, low, limits)
+    return at_energy(layers, low)
 
 
-def least_error(layers: Sequence[Layer], budget: int, limits: Limits) -> dict[str, int]:
-    """Ranks with which the layers stay within a budget at the least sum of their relative errors.
+def least_error(layers: Sequence[Layer], budget: int) -> dict[str, Form]:
+    """Forms with which the layers stay within a budget at the least sum of their relative errors.
 
     Args and errors as `same_energy`.
     """
-    options, ranks = {}, {}
-    for layer in layers:
-        errors = lowrank.errors_by_rank(layer.values).tolist()
-        whole, _ = layer.cost(1)
-        possible = sorted(
-            {lowrank.rounded_rank(rank, limits.multiple, len(errors)) for rank in range(1, len(errors) + 1)}
-        )
-        ranks[layer.name] = [None, *(rank for rank in possible if limits.pays(layer, rank))]
-        options[layer.name] = [
-            Option(whole, 0.0) if rank is None else Option(layer.cost(rank)[1], errors[rank - 1])
-            for rank in ranks[layer.name]
-        ]
+    options = {
+        layer.name: [Option(layer.macs, 0.0), *(Option(form.macs, form.error) for form in layer.forms)]
+        for layer in layers
+    }
     least = sum(min(option.macs for option in each) for each in options.values())
     if least > budget:
-        raise ValueError(least)
-    chosen = {name: ranks[name][index] for name, index in allocate(options, budget).items()}
-    return {name: rank for name, rank in chosen.items() if rank is not None}
+        raise OutOfReachError(least)
+    chosen = allocate(options, budget)
+    return {layer.name: layer.forms[chosen[layer.name] - 1] for layer in layers if chosen[layer.name] > 0}
 
 
-def macs(layers: Sequence[Layer], ranks: Mapping[str, int]) -> int:
-    """MACs of all these layers, those named in `ranks` as two factors."""
-    return sum(layer.cost(ranks[layer.name])[1] if layer.name in ranks else layer.cost(1)[0] for layer in layers)
+def macs(layers: Sequence[Layer], chosen: Mapping[str, Form]) -> int:
+    """MACs of all these layers, those named in `chosen` in that form."""
+    return sum(chosen[layer.name].macs if layer.name in chosen else layer.macs for layer in layers)

@@ -53,6 +53,32 @@ def split_tucker(
     return first, middle, last
 
 
+def higher_order(
+    weight: Float[Tensor, "out inp h w"],
+) -> tuple[Float[Tensor, "full_in inp 1 1"], Float[Tensor, "full_out full_in h w"], Float[Tensor, "out full_out 1 1"]]:
+    """The whole higher-order SVD, which is exact: what `split_tucker` makes at full ranks without any rounds.
+
+    `first[:b]`, `core[:a, :b]` and `last[:, :a]` are the truncated one of ranks a and b, so that all pairs of ranks cost one
+    decomposition.
+    """
+    out, inp, height, width = weight.shape
+    area = height * width
+    return split_tucker(weight, min(out, inp * area), min(inp, out * area), rounds=0)
+
+
+def errors_by_ranks(core: Float[Tensor, "full_out full_in h w"]) -> Float[Tensor, "full_out full_in"]:
+    """Relative squared error, 0 to 1, of each truncated higher-order SVD: at [a - 1, b - 1] that of a outputs and b inputs.
+
+    What is kept is a projection of the weight on orthonormal directions, so that what is lost is what the kept part of the
+    core does not hold; the sum of both sides' discarded singular values, the usual bound, is never less.
+
+    Args:
+        core: of `higher_order`.
+    """
+    held = core.double().square().sum((2, 3)).cumsum(0).cumsum(1)
+    return 1 - held / held[-1, -1].clamp(min=torch.finfo(torch.float64).tiny)
+
+
 def _basis(tensor: Float[Tensor, "channels ..."], rank: int) -> Float[Tensor, "channels rank"]:
     """Orthonormal directions among the channels that hold most of the tensor."""
     left: Tensor = torch.linalg.svd(tensor.flatten(1), full_matrices=False).U

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from compress.methods import lowrank
@@ -103,6 +103,45 @@ def convolution_rows(
     Returns:
         (n · output height · output width, channels · kernel height · kernel width), in the inputs' dtype.
     """
+    columns: Tensor = F.unfold(_padded(inputs, kernel, padding, dilation), kernel, dilation=dilation, stride=stride)
+    return columns.transpose(1, 2).flatten(0, 1)
+
+
+def sampled_rows(
+    inputs: Float[Tensor, "n channels height width"],
+    at: Int[Tensor, " positions"],
+    kernel: tuple[int, int],
+    stride: tuple[int, int] = (1, 1),
+    padding: str | tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+) -> Float[Tensor, "rows features"]:
+    """Some rows of `convolution_rows`, without making the others: of each sample those at some output positions.
+
+    Args:
+        inputs: as for `convolution_rows`, and so are the arguments of the same names.
+        at: output positions, counted row by row, from 0.
+        kernel: height and width of the kernel.
+        stride: as `nn.Conv2d` holds it.
+        padding: as `nn.Conv2d` holds it.
+        dilation: as `nn.Conv2d` holds it.
+
+    Returns:
+        (n · positions, channels · kernel height · kernel width), sample by sample, in the inputs' dtype.
+    """
+    padded = _padded(inputs, kernel, padding, dilation)
+    columns = (padded.shape[3] - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
+    rows = (at // columns * stride[0])[:, None] + dilation[0] * torch.arange(kernel[0])
+    across = (at % columns * stride[1])[:, None] + dilation[1] * torch.arange(kernel[1])
+    windows = padded[:, :, rows[:, :, None], across[:, None, :]]  # n, channels, positions, kernel height and width
+    return windows.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def _padded(
+    inputs: Float[Tensor, "n channels height width"],
+    kernel: tuple[int, int],
+    padding: str | tuple[int, int],
+    dilation: tuple[int, int],
+) -> Float[Tensor, "n channels padded_height padded_width"]:
     sides: list[int] = []
     for axis in (1, 0):  # F.pad begins with the last axis
         if padding == "same":  # of an odd number, the larger half comes after
@@ -110,8 +149,7 @@ def convolution_rows(
             sides += [whole // 2, whole - whole // 2]
         else:
             sides += [0, 0] if isinstance(padding, str) else [padding[axis], padding[axis]]
-    columns: Tensor = F.unfold(F.pad(inputs, sides), kernel, dilation=dilation, stride=stride)
-    return columns.transpose(1, 2).flatten(0, 1)
+    return F.pad(inputs, sides)
 
 
 def output_moment(weight: Float[Tensor, "out ..."], moment: Float[Tensor, "rest rest"]) -> Float[Tensor, "out out"]:

@@ -92,7 +92,8 @@ def _edits(edits: tuple[Edit, ...]) -> RenderableType:
                 names = sorted({name for name, _ in edit.axes})
                 table.add_row("keep", f"{len(edit.kept)} of {edit.size}", _literal(", ".join(names)))
             case Factor():
-                table.add_row("factor", f"rank {edit.rank}", _literal(edit.module))
+                ranks = f"ranks {edit.rank_in}, {edit.rank}" if edit.rank_in else f"rank {edit.rank}"
+                table.add_row("factor", f"{ranks}, {edit.split}", _literal(edit.module))
     if len(shown) > _SHOWN_EDITS:
         table.add_row("…", f"{len(shown) - _SHOWN_EDITS} more", "")
     return table
