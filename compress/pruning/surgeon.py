@@ -5,17 +5,17 @@ from __future__ import annotations
 import copy
 import fnmatch
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from compress import surgery
 from compress.data.base import Inputs
-from compress.edits import Attribute, Edit
+from compress.edits import Attribute, Edit, Keep
 from compress.errors import StageError, first_line
 from compress.methods import attention
-from compress.methods.groups import ChannelGraph, ChannelGroup, copy_on_cpu
+from compress.methods.groups import ChannelGraph, ChannelGroup, copy_on_cpu, outputs_of
 from compress.methods.silence import (
     CANNOT_TELL,
     OUTPUTS_CHANGE,
@@ -130,7 +130,8 @@ class Surgeon:
         return next((p for p in self._protect if any(fnmatch.fnmatchcase(name, p) for name in group.producers)), None)
 
     def _leave_alone(self, broken: Sequence[tuple[ChannelGroup, str]]) -> None:
-        for group, reason in broken:
+        for group, found in broken:
+            reason = f"{found}; {group.obstacle}" if group.obstacle else found
             self.left_alone[group.name] = reason
             others = f" with {len(group.layers) - 1} layers behind it" if len(group.layers) > 1 else ""
             self._warn(
@@ -157,7 +158,8 @@ class Surgeon:
             throwaway = copy_on_cpu(self.model)
             graph = ChannelGraph(throwaway, self._example)
             surgery.encode_positions(throwaway)
-            edits = surgery.derive(self.model, graph.remove(removed))
+            outputs = outputs_of([self._by_name[name] for name in removed], removed)
+            edits = surgery.derive(self.model, graph.remove(outputs))
         except Exception as error:  # torch-pruning may raise anything; each is the answer
             raise BrokenError(first_line(error)) from error
         if pair := surgery.unties(self.model, edits):
@@ -170,7 +172,7 @@ class Surgeon:
         reason = self._difference(edits, silenced)
         if reason is None:
             return edits
-        for sizes in self._remembered_sizes(removed):
+        for sizes in self._remembered_sizes(edits):
             if self._difference((*edits, *sizes), silenced) is None:
                 needed = list(sizes)
                 for size in sizes:  # many are needed by nobody, and only equal the width by chance
@@ -186,16 +188,16 @@ class Surgeon:
         except Exception as error:  # noqa: BLE001  # a user's forward may raise anything; each is the answer
             return first_line(error)
 
-    def _remembered_sizes(self, removed: Removed) -> Iterator[tuple[Attribute, ...]]:
-        """Ways to set attributes, of modules that are no plain layers, that equal the old width of a narrower group.
+    def _remembered_sizes(self, edits: Iterable[Edit]) -> Iterator[tuple[Attribute, ...]]:
+        """Ways to set attributes, of modules that are no plain layers, that equal the old size of an axis that was cut.
 
-        Such as `VisionTransformer.hidden_dim`, which torch-pruning does not know of. Where groups of one width get
-        different ones, each is tried.
+        Such as `VisionTransformer.hidden_dim`, which torch-pruning does not know of. Where axes of one size get different
+        ones, each is tried.
         """
         widths: dict[int, set[int]] = {}
-        for name, gone in removed.items():
-            channels = self._by_name[name].channels
-            widths.setdefault(channels, set()).add(channels - len(gone))
+        for edit in edits:
+            if isinstance(edit, Keep):
+                widths.setdefault(edit.size, set()).add(len(edit.kept))
         found = [
             (path, key, value)
             for path, module in self.model.named_modules()
