@@ -39,13 +39,13 @@ SLOW = {
     "torchvision:vgg11_bn": (64, {}),
     "torchvision:densenet121": (64, {}),
     "torchvision:convnext_tiny": (64, {}),
+    "torchvision:resnext50_32x4d": (64, {}),
+    "torchvision:regnet_y_400mf": (64, {}),
     "torchvision:vit_b_16": (64, {"image_size": 64}),
     "timm:vit_tiny_patch16_224": (64, {"img_size": 64}),
 }
 # Groups of channels that must stay, with the reason; everything else is pruned.
 REFUSED = {
-    # The shortcut pads with a number of zero channels that the code fixes (option A).
-    "cifar:resnet20": {"conv1": "shapes cannot be multiplied"},
     # Queries, keys and values lie in one linear layer, which the code takes apart by fixed sizes.
     "timm:vit_tiny_patch16_224": {f"blocks.{i}.attn.qkv": "is invalid for input of size" for i in range(12)},
 }
