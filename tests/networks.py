@@ -134,7 +134,7 @@ def silenced(model, groups, removed):
             for item in groups[name].coupled:
                 if not item.reads:
                     slices = [s for s, root in zip(item.slices, item.roots, strict=True) if root in gone]
-                    quiet.get_parameter(item.tensor).index_fill_(item.axis, torch.tensor(slices), 0)
+                    quiet.get_parameter(item.tensor).index_fill_(item.axis, torch.tensor(slices, dtype=torch.long), 0)
     return quiet
 
 

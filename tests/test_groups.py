@@ -311,6 +311,59 @@ def test_heads_of_attention_lose_equally_many_channels_and_compute_the_same():
     assert what_differs(silence(copy.deepcopy(model), [stream], across), cut, model, (example,)) is not None
 
 
+class Fused(nn.Module):
+    """Attention whose queries, keys and values come from one layer, head by head where `mixed`."""
+
+    def __init__(self, dim=24, heads=4, mixed=False):
+        super().__init__()
+        self.num_heads, self.attn_dim, self.depth, self.mixed = heads, dim, dim, mixed
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x):
+        n, length, _ = x.shape
+        order = (self.num_heads, 3) if self.mixed else (3, self.num_heads)
+        x = self.qkv(x).reshape(n, length, *order, -1).permute(3 if self.mixed else 2, 0, 2 if self.mixed else 3, 1, 4)
+        x = nn.functional.scaled_dot_product_attention(*x.unbind(0))
+        return self.proj(x.transpose(1, 2).reshape(n, length, self.attn_dim))
+
+
+class Tokens(nn.Module):
+    def __init__(self, **settings):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 24, 3, stride=3)
+        self.norm = nn.LayerNorm(24)
+        self.attn = Fused(**settings)
+        self.head = nn.Linear(24, CLASSES)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        return self.head((x + self.attn(self.norm(x))).mean(1))
+
+
+def test_attention_with_one_layer_for_queries_keys_and_values_loses_whole_heads():
+    model = randomise(Tokens())
+    heads = groups_of(model, EXAMPLE)["attn.qkv"]
+    assert (heads.channels, heads.producers) == (4, ("attn.qkv",))
+    norms = l1_scores(model, heads)
+    rows, columns = model.attn.qkv.weight.double().abs(), model.attn.proj.weight.double().abs()
+    torch.testing.assert_close(
+        norms[1], rows.reshape(3, 4, 6, 24)[:, 1].sum() + columns[:, 6:12].sum(), rtol=1e-5, atol=0, check_dtype=False
+    )
+    for gone in ([0], [1, 3], [0, 1, 2]):
+        assert difference(model, EXAMPLE, {"attn.qkv": gone}) is None
+    cut = surgery.apply_all(copy.deepcopy(model), edits_for(model, EXAMPLE, {"attn.qkv": [1, 3]}))
+    assert (cut.attn.num_heads, cut.attn.attn_dim, cut.attn.qkv.out_features, cut.attn.proj.in_features) == (2, 12, 36, 12)
+    assert cut.patches.out_channels == 24
+    with pytest.raises(RuntimeError, match="no head would be left"):
+        edits_for(model, EXAMPLE, {"attn.qkv": [0, 1, 2, 3]})
+
+
+def test_heads_that_lie_otherwise_in_the_layer_are_found_broken():
+    reason = difference(randomise(Tokens(mixed=True)), EXAMPLE, {"attn.qkv": [1]})
+    assert reason == "without them it computes something else than with them silenced"
+
+
 def test_copies_for_cutting_are_independent_single_precision_in_evaluation():
     model = Residual().double().train()
     copied = copy_on_cpu(model)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import ModelError, first_line
+from compress.methods import attention
 from compress.methods.importance import l1_norm, sum_by_root
 from compress.methods.wires import WiredGraph, goes_in_groups
 
@@ -59,7 +60,8 @@ class ChannelGroup:
     root: str = ""
     """The layer whose outputs `members` counts."""
     members: tuple[tuple[int, ...], ...] = ()
-    """The outputs of `root` that each channel stands for: `((0,), (1,), …)`, or whole groups of a convolution."""
+    """The outputs of `root` that each channel stands for: `((0,), (1,), …)`, or whole groups of a convolution. Where queries,
+    keys and values come from one layer, its outputs count by heads."""
     obstacle: str = ""
     """What the channels pass that nothing can cut, as far as the graph can tell."""
 
@@ -112,6 +114,7 @@ class ChannelGraph:
         self._parameters = {parameter: name for name, parameter in model.named_parameters()}
         for parameter in model.parameters():
             parameter.requires_grad_(True)  # the trace follows gradients
+        self._fused = attention.fused(self._model)
         self._graph = WiredGraph().trace(self._model, example)
 
     def groups(self) -> Iterator[ChannelGroup]:
@@ -120,22 +123,32 @@ class ChannelGraph:
         for found in self._graph.get_all_groups(root_module_types=_ROOTS):
             group = self._graph.widened(found, _ROOTS) if self._graph.padded(found) else found
             root = group[0].dep.target.module
-            if root in self._names and root not in roots:
-                roots.add(root)
+            if root not in self._names or root in roots:
+                continue
+            roots.add(root)
+            if (name := self._names[root]) in self._fused:
+                yield _heads(name, self._fused[name])
+            else:
                 yield from self._described(group)
 
     def remove(self, removed: Mapping[str, Sequence[int]]) -> nn.Module:
         """Cut outputs of layers, by the layer's name, out of the model with all that goes with them; returns it.
+
+        Of layers that make queries, keys and values at once, the outputs are heads.
 
         Raises:
             Exception: whatever torch-pruning raises where a layer cannot be cut.
         """
         by_name = {name: module for module, name in self._names.items()}
         for name, outputs in removed.items():
+            if name in self._fused:
+                continue
             group = self._graph.of(by_name[name], outputs)
             if self._graph.empties_a_layer(group):
                 raise RuntimeError(f"nothing would be left of a layer in the group of '{name}'")
             self._graph.cut(group)
+        for name in removed.keys() & self._fused.keys():  # last, as torch-pruning reads shapes while it cuts
+            attention.remove_heads(self._fused[name], removed[name])
         return self._model
 
     def _described(self, group: Any) -> Iterator[ChannelGroup]:
@@ -233,6 +246,29 @@ def _group(
         root=root,
         members=tuple(members),
         obstacle=obstacle,
+    )
+
+
+def _heads(name: str, module: nn.Module) -> ChannelGroup:
+    """The heads of attention whose queries, keys and values come from the layer `name`; torch-pruning sees one wide layer."""
+    path = name.removesuffix("qkv")
+    heads = range(module.num_heads)  # type: ignore[arg-type]
+    columns = attention.rows_of(module, heads)
+    slices = tuple(row for rows in columns for row in rows)
+    roots = tuple(head for head, rows in zip(heads, columns, strict=True) for _ in rows)
+    made = tuple(row + part * len(slices) for part in range(3) for row in slices)
+    coupled = [Coupled(f"{name}.weight", 0, made, roots * 3, scored=True)]
+    if module.get_submodule("qkv").bias is not None:
+        coupled.append(Coupled(f"{name}.bias", 0, made, roots * 3))
+    coupled.append(Coupled(f"{path}proj.weight", 1, slices, roots, scored=True, reads=True))
+    return ChannelGroup(
+        name=name,
+        channels=len(heads),
+        layers=(name, f"{path}proj"),
+        producers=(name,),
+        coupled=tuple(coupled),
+        root=name,
+        members=tuple((head,) for head in heads),
     )
 
 
