@@ -87,6 +87,8 @@ class WiredGraph(tp.DependencyGraph):  # type: ignore[misc]
         self._grouped = {module for module in model.modules() if goes_in_groups(module)}
         with warnings.catch_warnings(), torch.enable_grad(), ExitStack() as hooks:
             warnings.simplefilter("ignore")  # torch-pruning warns of bare parameters, which trials cover
+            # Nobody goes back along the gradients, so activations need not be kept for it.
+            hooks.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: None))
             for name, module in model.named_modules():
                 hooks.callback(module.register_forward_hook(functools.partial(self._see, name)).remove)
             self.build_dependency(
