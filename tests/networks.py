@@ -9,7 +9,7 @@ from torchvision import models
 from torchvision.models.vgg import cfgs, make_layers
 
 from compress import surgery
-from compress.methods.groups import ChannelGraph, copy_on_cpu
+from compress.methods.groups import ChannelGraph, copy_on_cpu, outputs_of
 from compress.methods.silence import randomise, silence, what_differs
 from compress.models.cifar import CifarResNet
 
@@ -50,6 +50,26 @@ class Tied(nn.Module):
         return self.head(self.two(self.one(x).relu()).relu().mean((2, 3)))
 
 
+class InGroups(nn.Module):
+    """Six groups of four channels, a gate over them, and a shortcut around all of it."""
+
+    def __init__(self, channels=24):
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, 3, padding=1)
+        self.grouped = nn.Conv2d(channels, channels, 3, padding=1, groups=channels // 4)
+        self.norm = nn.BatchNorm2d(channels)
+        self.squeeze = nn.Conv2d(channels, 5, 1)
+        self.excite = nn.Conv2d(5, channels, 1)
+        self.last = nn.Conv2d(channels, 10, 1)
+        self.head = nn.Linear(10, CLASSES)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        y = self.norm(self.grouped(x)).relu()
+        y = y * self.excite(self.squeeze(y.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return self.head(self.last(x + y).relu().mean((2, 3)))
+
+
 def vgg11_features():
     """The convolutions of VGG-11 with BatchNorm, and a small head behind a flattened map that is not square."""
     return nn.Sequential(
@@ -68,6 +88,7 @@ NETWORKS = {
     "mobilenet_v2": (functools.partial(models.mobilenet_v2, num_classes=CLASSES), (40, 64)),
     "vgg11_bn": (vgg11_features, (32, 64)),
     "residual": (Residual, (6, 9)),
+    "in_groups": (InGroups, (6, 9)),
 }
 
 
@@ -90,12 +111,19 @@ def groups_of(model, example):
     return {group.name: group for group in ChannelGraph(copy_on_cpu(model), (example,)).groups()}
 
 
-def edits_for(model, example, removed):
-    """What removing channels, by group name, means as edits; as the prune stage finds it."""
+def cut_by_torch_pruning(model, example, removed, *, encoded=False):
+    """A copy that lost channels, by group name; with the positions of what is left for weights where that is asked for."""
     throwaway = copy_on_cpu(model)
     graph = ChannelGraph(throwaway, (example,))
-    surgery.encode_positions(throwaway)
-    return surgery.derive(model, graph.remove(removed))
+    outputs = outputs_of(list(graph.groups()), removed)
+    if encoded:
+        surgery.encode_positions(throwaway)
+    return graph.remove(outputs)
+
+
+def edits_for(model, example, removed):
+    """What removing channels, by group name, means as edits; as the prune stage finds it."""
+    return surgery.derive(model, cut_by_torch_pruning(model, example, removed, encoded=True))
 
 
 def silenced(model, groups, removed):
@@ -103,12 +131,10 @@ def silenced(model, groups, removed):
     quiet = copy.deepcopy(model)
     with torch.no_grad():
         for name, gone in removed.items():
-            for layer in groups[name].layers:
-                module = quiet.get_submodule(layer)
-                if layer in groups[name].producers or isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.weight[gone] = 0
-                    if module.bias is not None:
-                        module.bias[gone] = 0
+            for item in groups[name].coupled:
+                if not item.reads:
+                    slices = [s for s, root in zip(item.slices, item.roots, strict=True) if root in gone]
+                    quiet.get_parameter(item.tensor).index_fill_(item.axis, torch.tensor(slices, dtype=torch.long), 0)
     return quiet
 
 

@@ -3,8 +3,6 @@
 Fresh weights would prove nothing: heads that begin at zero and layer scales of a millionth hide what is wrong.
 """
 
-import re
-
 import numpy as np
 import onnxruntime
 import pytest
@@ -39,17 +37,11 @@ SLOW = {
     "torchvision:vgg11_bn": (64, {}),
     "torchvision:densenet121": (64, {}),
     "torchvision:convnext_tiny": (64, {}),
+    "torchvision:resnext50_32x4d": (64, {}),
+    "torchvision:regnet_y_400mf": (64, {}),
     "torchvision:vit_b_16": (64, {"image_size": 64}),
-    "timm:vit_tiny_patch16_224": (64, {"img_size": 64}),
+    "timm:vit_tiny_patch16_224": (64, {"img_size": 64, "num_heads": 8}),
 }
-# Groups of channels that must stay, with the reason; everything else is pruned.
-REFUSED = {
-    # The shortcut pads with a number of zero channels that the code fixes (option A).
-    "cifar:resnet20": {"conv1": "shapes cannot be multiplied"},
-    # Queries, keys and values lie in one linear layer, which the code takes apart by fixed sizes.
-    "timm:vit_tiny_patch16_224": {f"blocks.{i}.attn.qkv": "is invalid for input of size" for i in range(12)},
-}
-_LEFT_ALONE = re.compile(r"the channels of '(.+?)'.* are left alone: pruning them breaks the model: (.*)")
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +95,7 @@ def _check(name, size, kwargs, dataset, folder):
     pruned = shop._keep(draft, ())
     assert parameters(draft.model) <= 0.8 * parameters(whole.build())
     assert torch.equal(_logits(draft.model, inputs), _logits(pruned.build(), inputs))
-    refused = dict(_LEFT_ALONE.fullmatch(warning).groups() for warning in context.warnings)
-    expected = REFUSED.get(name, {})
-    assert refused.keys() == expected.keys()
-    assert all(expected[group] in reason for group, reason in refused.items())
+    assert not context.warnings  # nothing is left alone but what is the output, and what has too few channels
 
     draft, context = shop.draft(pruned, "factorize", target={"ratio": 0.5}, multiple=1, min_saving=0.1)
     split = shop._keep(draft, ())

@@ -67,12 +67,75 @@ class Dark(Net):
 
 
 class Grouped(Net):
+    """Groups that make more channels than they read."""
+
     def __init__(self):
         super().__init__()
-        self.grouped = nn.Conv2d(32, 32, 3, padding=1, groups=4)
+        self.grouped = nn.Conv2d(32, 64, 3, padding=1, groups=4)
+        self.head = nn.Linear(64, 4)
 
     def middle(self, x):
         return self.grouped(x).relu()
+
+
+class Whole(Net):
+    """Eight groups of four channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.grouped = nn.Conv2d(32, 32, 3, padding=1, groups=8)
+
+    def middle(self, x):
+        return self.grouped(x).relu()
+
+
+class Pad(nn.Module):
+    """Numbers for images that are no channels, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = (0, 0, 0, 0, 10, 6)
+
+    def forward(self, x):
+        return nn.functional.pad(x, self.numbers)
+
+
+class Lambda(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class Padded(Net):
+    """A stream of 32 channels that becomes one of 48."""
+
+    def __init__(self, pad):
+        super().__init__()
+        self.one = nn.Conv2d(32, 48, 3, padding=1)
+        self.pad = pad
+        self.head = nn.Linear(48, 4)
+
+    def middle(self, x):
+        return (self.one(x) + self.pad(x)).relu()
+
+
+def padded():
+    return Padded(Pad())
+
+
+def closed():
+    return Padded(Lambda(lambda x: nn.functional.pad(x, (0, 0, 0, 0, 10, 6))))
+
+
+class Inline(Padded):
+    def __init__(self):
+        super().__init__(None)
+
+    def middle(self, x):
+        return (self.one(x) + nn.functional.pad(x, (0, 0, 0, 0, 10, 6))).relu()
 
 
 class Normed(Net):
@@ -115,6 +178,7 @@ def vit(num_classes=4):
 
 
 whisper, loud, dark, grouped, normed, twice, remembers = Whisper, Loud, Dark, Grouped, Normed, Twice, Remembers
+whole, inline = Whole, Inline
 '''
 
 
@@ -182,6 +246,27 @@ def test_channels_that_an_unknown_layer_reads_are_named_and_those_that_are_outpu
     _, _, context, _ = pruned("grouped")
     assert left_alone(context)["stem"] == "what reads them is no layer that this tool knows to cut"
     assert "head" not in left_alone(context)  # that it is the output is no surprise
+
+
+def test_whole_groups_of_a_convolution_go(pruned):
+    _, draft, context, _ = pruned("whole")
+    assert left_alone(context) == {}
+    assert (draft.model.grouped.groups, draft.model.grouped.in_channels, draft.model.stem.out_channels) == (4, 16, 16)
+    assert draft.model.grouped.weight.shape == (16, 4, 3, 3)
+
+
+def test_channels_are_pruned_through_a_pad_that_a_module_holds_and_others_are_told_how(pruned):
+    _, draft, context, _ = pruned("padded")
+    assert left_alone(context) == {}
+    before, after = draft.model.pad.numbers[4:]
+    assert draft.model.pad.numbers[:4] == (0, 0, 0, 0)
+    assert before + after == 8
+    assert (draft.model.stem.out_channels, draft.model.head.in_features) == (16, 24)
+    for name, who in (("closed", "'pad'"), ("inline", "the forward pass")):
+        _, draft, context, _ = pruned(name)
+        (reason,) = set(left_alone(context).values())
+        assert f"; {who} pads the channels by 10 and 6, and nothing can change that; a module that only pads" in reason
+        assert draft.edits == ()
 
 
 def test_layers_that_compute_their_weight_are_left_alone_by_prune_and_factorize(pruned):

@@ -1,8 +1,8 @@
-"""Attention whose heads got narrower."""
+"""Attention with fewer channels in its heads, or with fewer heads."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -34,3 +34,57 @@ def keep_scale(model: nn.Module, before: Mapping[str, int]) -> None:
                 module.in_proj_weight[: module.embed_dim] *= factor
                 if module.in_proj_bias is not None:
                     module.in_proj_bias[: module.embed_dim] *= factor
+
+
+def fused(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules of attention that take queries, keys and values from one linear layer, by the name of that layer.
+
+    They are known by what they hold, as timm's vision transformers do: `qkv`, which makes all queries, then all keys, then all
+    values, each head after head; `proj`, which reads what the heads answer; and `num_heads`.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        qkv, proj, heads = (getattr(module, key, None) for key in ("qkv", "proj", "num_heads"))
+        if not (isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear) and type(heads) is int):
+            continue
+        if qkv.out_features == 3 * proj.in_features and heads > 0 and proj.in_features % heads == 0:
+            found[f"{name}.qkv" if name else "qkv"] = module
+    return found
+
+
+def rows_of(module: nn.Module, heads: Iterable[int]) -> list[list[int]]:
+    """For each head of a module that `fused` found, its channels among those that `proj` reads."""
+    inner = module.get_submodule("proj").get_parameter("weight").shape[1]
+    assert type(module.num_heads) is int
+    width = inner // module.num_heads
+    return [list(range(head * width, (head + 1) * width)) for head in heads]
+
+
+def remove_heads(module: nn.Module, heads: Iterable[int]) -> None:
+    """Take whole heads out of a module that `fused` found, in place.
+
+    Their width stays, so the softmax sees the products it saw. Other numbers of the module that equal the width of all heads
+    together become the new one.
+
+    Raises:
+        RuntimeError: where no head would be left.
+    """
+    qkv, proj, count = module.qkv, module.proj, module.num_heads
+    assert isinstance(qkv, nn.Linear)
+    assert isinstance(proj, nn.Linear)
+    assert type(count) is int
+    inner = proj.in_features
+    left = [head for head in range(count) if head not in set(heads)]
+    if not left:
+        raise RuntimeError("no head would be left")
+    columns = torch.tensor([row for rows in rows_of(module, left) for row in rows])
+    rows = torch.cat([columns + part * inner for part in range(3)])
+    qkv.weight = nn.Parameter(qkv.weight.detach()[rows])
+    if qkv.bias is not None:
+        qkv.bias = nn.Parameter(qkv.bias.detach()[rows])
+    proj.weight = nn.Parameter(proj.weight.detach()[:, columns])
+    qkv.out_features, proj.in_features = len(rows), len(columns)
+    for key, value in list(vars(module).items()):
+        if type(value) is int and value == inner and not key.startswith("_"):
+            setattr(module, key, len(columns))
+    module.num_heads = len(left)

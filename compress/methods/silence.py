@@ -22,13 +22,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from compress.methods.groups import ChannelGroup
+from compress.methods.groups import ChannelGroup, Coupled
 
 _CLOSE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Largest error, as a fraction of what silencing the channels changes."""
 _ROUNDING = {torch.float64: 1e-11, torch.float32: 1e-6}
 """Largest error, as a fraction of the outputs."""
-OUTPUTS_CHANGE = "the outputs become"
 CANNOT_TELL = "a trial with random weights cannot tell:"
 
 
@@ -63,21 +62,33 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def silence(model: nn.Module, groups: Iterable[ChannelGroup], removed: Mapping[str, Sequence[int]]) -> nn.Module:
-    """Zero, in place, all weights that read the removed channels; returns the model.
+    """A copy in which all weights that read the removed channels are zero; it shares all other weights with `model`.
 
     Args:
         model: of the shapes that the groups were found in.
         groups: all groups that `removed` names.
         removed: channels, by group name.
     """
+    read = [(item, set(removed[group.name])) for group in groups if removed.get(group.name) for item in group.coupled]
+    read = [(item, gone) for item, gone in read if item.reads]
+    silenced = sharing_copy(model, {item.tensor for item, _ in read})
     with torch.no_grad():
-        for group in groups:
-            gone = set(removed.get(group.name, ()))
-            for item in group.coupled:
-                if item.reads and gone:
-                    zeros = [s for s, root in zip(item.slices, item.roots, strict=True) if root in gone]
-                    model.get_parameter(item.tensor).index_fill_(item.axis, torch.tensor(zeros, dtype=torch.long), 0)
-    return model
+        for item, gone in read:
+            zeros = [s for s, root in zip(item.slices, item.roots, strict=True) if root in gone]
+            silenced.get_parameter(item.tensor).index_fill_(item.axis, torch.tensor(zeros, dtype=torch.long), 0)
+    return silenced
+
+
+def sharing_copy(model: nn.Module, own: Iterable[str] = ()) -> nn.Module:
+    """A copy whose parameters are the very ones of `model`, for surgery, which puts new ones in their place.
+
+    Args:
+        model: its buffers are copied.
+        own: names of parameters that are copied too; those that are one tensor stay one.
+    """
+    copied = {id(model.get_parameter(name)) for name in own}
+    shared = {id(parameter): parameter for parameter in model.parameters() if id(parameter) not in copied}
+    return copy.deepcopy(model, shared)  # type: ignore[arg-type]
 
 
 def in_double(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -100,30 +111,95 @@ def in_double(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[nn.Module,
 def unseen(model: nn.Module, groups: Iterable[ChannelGroup], example: tuple[Tensor, ...]) -> list[str]:
     """Names of the groups that make no difference to the outputs for this example, so that nothing proves their wires.
 
-    Those whose reading weights all have the gradient zero: behind a ReLU that is never on, or inputs of zeros.
+    Those whose reading weights all have the gradient zero: behind a ReLU that is never on, or inputs of zeros. Samples are
+    looked at one by one, and no more of them than are needed.
     """
-    probe = copy.deepcopy(model).requires_grad_(True)
+    dark = {group.name: [item for item in group.coupled if item.reads] for group in groups}
+    parameters = {item.tensor: model.get_parameter(item.tensor) for items in dark.values() for item in items}
+    required = [parameter.requires_grad for parameter in parameters.values()]
+    try:
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        for sample in range(len(example[0])):
+            if dark:
+                gradients = dict(zip(parameters, _gradients(model, parameters, example, sample), strict=True))
+                dark = {name: items for name, items in dark.items() if not _shows(items, gradients)}
+    finally:
+        for parameter, before in zip(parameters.values(), required, strict=True):
+            parameter.requires_grad_(before)
+    return list(dark)
+
+
+def _gradients(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], example: tuple[Tensor, ...], sample: int
+) -> Sequence[Tensor | None]:
+    """Gradients of a weighted sum of the outputs for one sample; for all of them where the model takes no single one."""
     # Any fixed weights of the outputs do; a plain sum would be constant behind a softmax.
     generator = torch.Generator().manual_seed(0)
     with torch.enable_grad():
-        outputs = [leaf for leaf in tree_leaves(probe(*example)) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        try:
+            answer = model(*(tensor[sample : sample + 1] for tensor in example))
+        except Exception:  # noqa: BLE001  # a user's forward may raise anything
+            answer = model(*example)
+        outputs = [output for output in _tensors(answer) if output.requires_grad]
         total = sum((o * torch.randn(o.shape, generator=generator).to(o.dtype)).sum() for o in outputs)
     if not isinstance(total, Tensor):
-        return [group.name for group in groups]
-    total.backward()  # type: ignore[no-untyped-call]
+        return [None] * len(parameters)
+    return torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
 
-    def shows(group: ChannelGroup) -> bool:
-        for item in group.coupled:
-            gradient = probe.get_parameter(item.tensor).grad
-            if (
-                item.reads
-                and gradient is not None
-                and bool(gradient.index_select(item.axis, torch.tensor(item.slices)).any())
-            ):
-                return True
-        return False
 
-    return [group.name for group in groups if not shows(group)]
+def _shows(items: Iterable[Coupled], gradients: Mapping[str, Tensor | None]) -> bool:
+    for item in items:
+        gradient = gradients[item.tensor]
+        if gradient is not None and bool(gradient.index_select(item.axis, torch.tensor(item.slices)).any()):
+            return True
+    return False
+
+
+class Expected:
+    """What a model without some channels must compute: the outputs where nothing reads them."""
+
+    def __init__(self, silenced: nn.Module, full: Sequence[Tensor], example: tuple[Tensor, ...]) -> None:
+        """Compute the outputs.
+
+        Args:
+            silenced: all shapes as they were, the removed channels unread.
+            full: the outputs with all channels read: tell how much the channels matter.
+            example: a batch of each input.
+        """
+        self._statistics, self._full, self._example = NormStatistics(), full, example
+        with torch.no_grad(), self._statistics.kept():
+            self._outputs = _tensors(silenced(*example))
+
+    def missed_by(self, cut: nn.Module) -> str | None:
+        """Whether a cut model computes something else; None where it does not, else what differs.
+
+        Args:
+            cut: the same weights without the channels.
+
+        Raises:
+            Exception: whatever its forward pass raises.
+        """
+        with torch.no_grad(), self._statistics.used():
+            found = _tensors(cut(*self._example))
+        shapes = [tuple(tensor.shape) for tensor in self._outputs], [tuple(tensor.shape) for tensor in found]
+        if shapes[0] != shapes[1]:
+            one, other = (", ".join(map(str, each)) for each in shapes)
+            return f"the outputs become {other} instead of {one}"
+        for want, have, before in zip(self._outputs, found, self._full, strict=True):
+            if not (want.isfinite().all() and before.isfinite().all()):
+                return f"{CANNOT_TELL} the outputs are not finite"
+            error, effect = _largest(have - want), _largest(before - want)
+            exact = want.dtype if want.dtype in _CLOSE else torch.float64
+            if not error <= max(_CLOSE[exact] * effect, _ROUNDING[exact] * _largest(want)):  # also where it is NaN
+                return "without them it computes something else than with them silenced"
+        return None
+
+
+def outputs_for(model: nn.Module, example: tuple[Tensor, ...]) -> list[Tensor]:
+    """The tensors that a model answers with, without gradients."""
+    with torch.no_grad():
+        return _tensors(model(*example))
 
 
 def what_differs(silenced: nn.Module, cut: nn.Module, whole: nn.Module, example: tuple[Tensor, ...]) -> str | None:
@@ -132,31 +208,13 @@ def what_differs(silenced: nn.Module, cut: nn.Module, whole: nn.Module, example:
     Args:
         silenced: all shapes as they were, the removed channels unread.
         cut: the same weights without the channels.
-        whole: the same weights, all channels read: tells how much the channels matter.
+        whole: the same weights, all channels read.
         example: a batch of each input.
 
     Raises:
         Exception: whatever the cut model's forward pass raises.
     """
-    statistics = NormStatistics()
-    with torch.no_grad():
-        full = _tensors(whole(*example))
-        with statistics.kept():
-            expected = _tensors(silenced(*example))
-        with statistics.used():
-            found = _tensors(cut(*example))
-    shapes = [tuple(tensor.shape) for tensor in expected], [tuple(tensor.shape) for tensor in found]
-    if shapes[0] != shapes[1]:
-        one, other = (", ".join(map(str, each)) for each in shapes)
-        return f"{OUTPUTS_CHANGE} {other} instead of {one}"
-    for want, have, before in zip(expected, found, full, strict=True):
-        if not (want.isfinite().all() and before.isfinite().all()):
-            return f"{CANNOT_TELL} the outputs are not finite"
-        error, effect = _largest(have - want), _largest(before - want)
-        exact = want.dtype if want.dtype in _CLOSE else torch.float64
-        if not error <= max(_CLOSE[exact] * effect, _ROUNDING[exact] * _largest(want)):  # also where it is NaN
-            return "without them it computes something else than with them silenced"
-    return None
+    return Expected(silenced, outputs_for(whole, example), example).missed_by(cut)
 
 
 def _tensors(answer: Any) -> list[Tensor]:

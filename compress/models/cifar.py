@@ -15,15 +15,18 @@ from torch import Tensor, nn
 
 
 class ZeroPadShortcut(nn.Module):
-    """Option A: (n, c, h, w) to (n, c + 2 · `pad`, h / 2, w / 2) without parameters."""
+    """Option A: (n, c, h, w) to (n, c + 2 · `pad`, h / 2, w / 2) without parameters.
+
+    Surgery changes the numbers of zeros before and behind the channels: they stand in `pad`, a tuple.
+    """
 
     def __init__(self, pad: int) -> None:
         super().__init__()
-        self.pad = pad
+        self.pad = (pad, pad)
 
     def forward(self, x: Tensor) -> Tensor:
         """Subsample in height and width, then pad the channels on both sides."""
-        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, *self.pad))
 
 
 class BasicBlock(nn.Module):

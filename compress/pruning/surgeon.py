@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from compress import surgery
 from compress.data.base import Inputs
-from compress.edits import Attribute, Edit
+from compress.edits import Attribute, Edit, Keep
 from compress.errors import StageError, first_line
 from compress.methods import attention
-from compress.methods.groups import ChannelGraph, ChannelGroup, copy_on_cpu
+from compress.methods.groups import ChannelGraph, ChannelGroup, copy_on_cpu, outputs_of
 from compress.methods.silence import (
     CANNOT_TELL,
-    OUTPUTS_CHANGE,
+    Expected,
     in_double,
+    outputs_for,
     randomise,
+    sharing_copy,
     silence,
     unseen,
-    what_differs,
 )
 from compress.methods.trial import find_broken
 
@@ -63,6 +63,7 @@ class Surgeon:
         self.groups: list[ChannelGroup] = self._candidates()
         """Those that may be pruned, as far as is known."""
         self._by_name = {group.name: group for group in self.groups}
+        self._full = outputs_for(self._random, self._tried)
 
     def exclude(self, reasons: Mapping[str, str]) -> None:
         """Leave groups alone for reasons of the caller."""
@@ -74,8 +75,7 @@ class Surgeon:
         read = [group for group in self.groups if group.is_read]
         for group in self.groups:
             if not group.is_read:
-                reason = self._why_not({group.name: removed[group.name]}) or ""
-                if reason.startswith(OUTPUTS_CHANGE):  # no surprise
+                if self._are_outputs({group.name: removed[group.name]}):  # no surprise
                     self.left_alone[group.name] = _OUTPUTS
                 else:
                     self._leave_alone([(group, "what reads them is no layer that this tool knows to cut")])
@@ -130,7 +130,8 @@ class Surgeon:
         return next((p for p in self._protect if any(fnmatch.fnmatchcase(name, p) for name in group.producers)), None)
 
     def _leave_alone(self, broken: Sequence[tuple[ChannelGroup, str]]) -> None:
-        for group, reason in broken:
+        for group, found in broken:
+            reason = f"{found}; {group.obstacle}" if group.obstacle else found
             self.left_alone[group.name] = reason
             others = f" with {len(group.layers) - 1} layers behind it" if len(group.layers) > 1 else ""
             self._warn(
@@ -144,6 +145,14 @@ class Surgeon:
             return str(error)
         return None
 
+    def _are_outputs(self, removed: Removed) -> bool:
+        """Whether the outputs of the model get other shapes without these channels."""
+        try:
+            found = outputs_for(cut(sharing_copy(self._random), self._derived(removed)), self._tried)
+        except Exception:  # noqa: BLE001  # torch-pruning and a user's forward may raise anything
+            return False
+        return [tensor.shape for tensor in found] != [tensor.shape for tensor in self._full]
+
     def _edits(self, removed: Removed) -> tuple[Edit, ...]:
         """What torch-pruning makes of the removal, as edits, and proven on random weights.
 
@@ -154,48 +163,62 @@ class Surgeon:
         if not removed:
             return ()
         try:
-            throwaway = copy_on_cpu(self.model)
-            graph = ChannelGraph(throwaway, self._example)
-            surgery.encode_positions(throwaway)
-            edits = surgery.derive(self.model, graph.remove(removed))
+            edits = self._derived(removed)
         except Exception as error:  # torch-pruning may raise anything; each is the answer
             raise BrokenError(first_line(error)) from error
         if pair := surgery.unties(self.model, edits):
             raise BrokenError(f"'{pair[0]}' and '{pair[1]}' share one weight, of which only one would be cut")
         return self._proven(edits, removed)
 
+    def _derived(self, removed: Removed) -> tuple[Edit, ...]:
+        """What torch-pruning makes of the removal, as edits that nothing has proven.
+
+        Raises:
+            Exception: whatever torch-pruning raises.
+        """
+        throwaway = copy_on_cpu(self.model)
+        graph = ChannelGraph(throwaway, self._example)
+        surgery.encode_positions(throwaway)
+        return surgery.derive(self.model, graph.remove(outputs_of([self._by_name[name] for name in removed], removed)))
+
     def _proven(self, edits: tuple[Edit, ...], removed: Removed) -> tuple[Edit, ...]:
         """The edits, with sizes corrected that the model keeps in attributes of its own, where it needs them."""
-        silenced = silence(copy.deepcopy(self._random), [self._by_name[name] for name in removed], removed)
-        reason = self._difference(edits, silenced)
+        silenced = silence(self._random, [self._by_name[name] for name in removed], removed)
+        try:
+            expected = Expected(silenced, self._full, self._tried)
+        except Exception as error:  # a user's forward may raise anything; each is the answer
+            raise BrokenError(first_line(error)) from error
+        del silenced  # it is as large as the model
+
+        def difference(edits: Sequence[Edit]) -> str | None:
+            try:
+                return expected.missed_by(cut(sharing_copy(self._random), edits))
+            except Exception as error:  # noqa: BLE001  # as above
+                return first_line(error)
+
+        reason = difference(edits)
         if reason is None:
             return edits
-        for sizes in self._remembered_sizes(removed):
-            if self._difference((*edits, *sizes), silenced) is None:
+        for sizes in self._remembered_sizes(edits):
+            if difference((*edits, *sizes)) is None:
                 needed = list(sizes)
                 for size in sizes:  # many are needed by nobody, and only equal the width by chance
                     others = [other for other in needed if other is not size]
-                    if self._difference((*edits, *others), silenced) is None:
+                    if difference((*edits, *others)) is None:
                         needed = others
                 return (*edits, *needed)
         raise BrokenError(reason)
 
-    def _difference(self, edits: Sequence[Edit], silenced: nn.Module) -> str | None:
-        try:
-            return what_differs(silenced, cut(copy.deepcopy(self._random), edits), self._random, self._tried)
-        except Exception as error:  # noqa: BLE001  # a user's forward may raise anything; each is the answer
-            return first_line(error)
+    def _remembered_sizes(self, edits: Iterable[Edit]) -> Iterator[tuple[Attribute, ...]]:
+        """Ways to set attributes, of modules that are no plain layers, that equal the old size of an axis that was cut.
 
-    def _remembered_sizes(self, removed: Removed) -> Iterator[tuple[Attribute, ...]]:
-        """Ways to set attributes, of modules that are no plain layers, that equal the old width of a narrower group.
-
-        Such as `VisionTransformer.hidden_dim`, which torch-pruning does not know of. Where groups of one width get
-        different ones, each is tried.
+        Such as `VisionTransformer.hidden_dim`, which torch-pruning does not know of. Where axes of one size get different
+        ones, each is tried.
         """
         widths: dict[int, set[int]] = {}
-        for name, gone in removed.items():
-            channels = self._by_name[name].channels
-            widths.setdefault(channels, set()).add(channels - len(gone))
+        for edit in edits:
+            if isinstance(edit, Keep):
+                widths.setdefault(edit.size, set()).add(len(edit.kept))
         found = [
             (path, key, value)
             for path, module in self.model.named_modules()
