@@ -33,6 +33,8 @@ from compress.training.trackers import tracked
 
 ANSWERS = "teacher"
 """Folder of a run in which teachers' answers are kept."""
+COSTS = "group_costs"
+"""Folder of a run in which it is kept what groups of channels cost."""
 
 
 class Maker:
@@ -121,6 +123,7 @@ class Maker:
             progress=progress,
             trusted=self.trusted,
             cache=self._root / ANSWERS,
+            costs=self._root / COSTS,
             group=self._group if _trains(planned.settings) else ALONE,  # the others wait for the next stage that trains
             answers_key=self._keys.answers(),
             parent_accuracy=parent_accuracy,

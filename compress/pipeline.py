@@ -19,7 +19,7 @@ from compress.data.load import load_data
 from compress.distributed import ALONE, Group
 from compress.errors import CheckpointError, TrainingError
 from compress.events import Progress, Silent
-from compress.making import ANSWERS, Maker, announce, reproducible
+from compress.making import ANSWERS, COSTS, Maker, announce, reproducible
 from compress.manifest import HistoryEntry
 from compress.measured import Measurement
 from compress.outcome import Outcome
@@ -90,7 +90,8 @@ class _Run:
         self.maker = Maker(self.pipeline, self.data.for_decisions(), self.keys, self.root, self.group)
         self.cache.sweep()
         if self.fresh:
-            shutil.rmtree(self.root / ANSWERS, ignore_errors=True)
+            for folder in (ANSWERS, COSTS):
+                shutil.rmtree(self.root / folder, ignore_errors=True)
         with reproducible(self.keys.threads):
             self.bench = Bench(
                 self.data,

@@ -94,7 +94,7 @@ BatchNormSamples = Annotated[
 
 Criterion: TypeAlias = Literal["l1", "l2", "fpgm", "lamp", "bn_scale", "taylor", "hessian", "activation", "random"]
 Reduction: TypeAlias = Literal["sum", "mean", "max", "product"]
-Ranking: TypeAlias = Literal["local", "global", "isomorphic"]
+Ranking: TypeAlias = Literal["local", "global", "isomorphic", "sensitivity"]
 Normalization: TypeAlias = Literal["none", "mean", "max", "sum", "standardize"]
 
 
@@ -110,10 +110,14 @@ class SurgeryConfig(StageConfig):
 class PruneTarget(SurgeryTarget):
     """How far to prune."""
 
-    nothing: ClassVar[Mapping[str, float]] = {"macs": 1.0, "parameters": 1.0, "ratio": 0.0}
+    nothing: ClassVar[Mapping[str, float]] = {"macs": 1.0, "parameters": 1.0, "latency": 1.0, "ratio": 0.0}
 
     macs: OpenFraction | None = Field(default=None, description="Fraction of the multiply-accumulates that remains.")
     parameters: OpenFraction | None = Field(default=None, description="Fraction of the parameters that remains.")
+    latency: OpenFraction | None = Field(
+        default=None,
+        description="Fraction of the time that remains, measured in ONNX Runtime on this machine (one sample, one thread).",
+    )
     ratio: OpenFraction | None = Field(
         default=None, description="Fraction of the channels of every group that is removed."
     )
@@ -132,9 +136,7 @@ class StepsConfig(Config):
 
 
 class IterativeConfig(StepsConfig):
-    """Each cut takes the same fraction of what is left; pruning and training in turns is that of Han et al. 2015,
-    arXiv:1506.02626.
-    """
+    """Each cut takes the same fraction of what is left, pruning and training in turns (Han et al. 2015, arXiv:1506.02626)."""
 
     steps: int = Field(default=4, ge=2, le=1000, description="Cuts in all.")
 
@@ -170,7 +172,8 @@ class LayerLimits(Config):
         default=None, description="Fraction of the channels that is kept at least; left out: that of the stage."
     )
     ceiling: OpenFraction | None = Field(
-        default=None, description="Fraction of the channels that is kept at most: the others go, whatever the target says."
+        default=None,
+        description="Fraction of the channels that is kept at most: the others go, whatever the target says.",
     )
     multiple: int | None = Field(
         default=None,
@@ -199,7 +202,7 @@ class SparsityConfig(Config):
     )
     weight: float = Field(
         gt=0.0,
-        description="Factor of the penalty: around 1e-4 to 1e-3 for group_lasso; of group_growing that of the last step, 0.1 to 1.",
+        description="Factor of the penalty: about 1e-4 to 1e-3 of group_lasso; of group_growing that of the last step, 0.1 to 1.",
     )
     epochs: int = Field(default=2, ge=1, le=100_000, description="Passes over the training split.")
 
@@ -220,25 +223,37 @@ class PruneConfig(SurgeryConfig):
     ranking: Ranking = Field(
         default="local",
         description="local: the same fraction of every group; global: the lowest of all channels; isomorphic: the lowest "
-        "among groups of one kind, the same fraction of each kind (arXiv:2407.04616).",
+        "among groups of one kind, the same fraction of each kind (arXiv:2407.04616); sensitivity: of each group as much as "
+        "costs the least accuracy, found on validation by silencing the channels of one group at a time.",
     )
     normalize: Normalization = Field(
-        default="mean", description="What scores of a group are divided by before groups are compared; not for 'local'."
+        default="mean",
+        description="What scores of a group are divided by before groups are compared; for 'global' and 'isomorphic' only.",
+    )
+    sensitivity_samples: int = Field(
+        default=512, ge=1, description="Validation samples that 'sensitivity' is found on, stratified by class."
     )
     samples: int = Field(
         default=512, ge=1, description="Training samples that 'taylor', 'hessian' and 'activation' look at."
     )
     target: PruneTarget = PruneTarget(macs=0.5)
+    timed_as: Literal["fp32", "int8"] = Field(
+        default="fp32",
+        description="What a target of latency is measured in: int8 where 'quantize' follows and its file is deployed.",
+    )
     multiple: int = Field(default=4, ge=1, le=256, description="Channels that remain are a multiple of this.")
     floor: Fraction = Field(default=0.1, description="Fraction of its channels that every group keeps at least.")
     protect: tuple[str, ...] = Field(
         default=(), description="Layer names, with * and ?, whose output channels stay as they are."
     )
     layers: tuple[LayerLimits, ...] = Field(
-        default=(), description="Limits of single layers, in place of `floor` and `multiple`; the first that matches counts."
+        default=(),
+        description="Limits of single layers, in place of `floor` and `multiple`; the first that matches counts.",
     )
     schedule: PruneSchedule = PruneSchedule(one_shot=OneShotConfig())
-    sparsity: SparsityConfig | None = Field(default=None, description="Training towards sparse channels, before any cut.")
+    sparsity: SparsityConfig | None = Field(
+        default=None, description="Training towards sparse channels, before any cut."
+    )
     batchnorm_samples: BatchNormSamples = 512
     recovery: RecoveryConfig | None = Field(
         default=RecoveryConfig(),
@@ -249,10 +264,21 @@ class PruneConfig(SurgeryConfig):
     @model_validator(mode="after")
     def _all_is_read(self) -> Self:
         usual = type(self).model_fields
-        if self.ranking == "local" and self.normalize != usual["normalize"].default:
+        if self.ranking not in ("global", "isomorphic") and self.normalize != usual["normalize"].default:
             raise ValueError(
-                "normalize: with ranking 'local' groups are never compared; leave it out, or rank 'global'"
+                f"normalize: with ranking '{self.ranking}' scores of groups are never compared; leave it out, or rank 'global'"
             )
+        if self.ranking != "sensitivity" and self.sensitivity_samples != usual["sensitivity_samples"].default:
+            raise ValueError(f"sensitivity_samples: ranking '{self.ranking}' looks at none; leave it out")
+        if self.ranking == "sensitivity" and self.target.kind == "ratio":
+            raise ValueError(
+                "ranking: a target of ratio takes the same fraction of every group and leaves 'sensitivity' nothing to decide; "
+                "take a target of macs, parameters or latency"
+            )
+        if self.target.kind != "latency" and self.timed_as != usual["timed_as"].default:
+            raise ValueError(f"timed_as: a target of {self.target.kind} times nothing; leave it out")
+        if self.target.kind == "latency" and self.schedule.one_shot is None:
+            raise ValueError("schedule: a target of latency is met in one cut; take one_shot, or a target of macs")
         if self.criterion not in ("taylor", "hessian", "activation") and self.samples != usual["samples"].default:
             raise ValueError(f"samples: '{self.criterion}' looks at no samples; leave it out")
         if self.criterion == "random" and self.reduction != usual["reduction"].default:

@@ -192,7 +192,9 @@ class ChannelGraph:
         makers = [(item.name, frozenset(item.roots)) for item in items if item.produces]
         made_by: dict[frozenset[str], list[tuple[int, ...]]] = {}
         for outputs in members:
-            made_by.setdefault(frozenset(name for name, made in makers if not made.isdisjoint(outputs)), []).append(outputs)
+            made_by.setdefault(frozenset(name for name, made in makers if not made.isdisjoint(outputs)), []).append(
+                outputs
+            )
         width = {name: len(made) for name, made in makers}
         order = {name: place for place, name in enumerate(self._names.values())}
         sections: dict[str, list[tuple[int, ...]]] = {}

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from compress.config import PruneConfig
-from compress.config.stages import LayerLimits
 from compress.data.base import Inputs
 from compress.edits import Edit
-from compress.errors import StageError, listed, nearest
+from compress.errors import StageError, listed
+from compress.measured import PruningSensitivity
 from compress.methods.cutting import cubic, geometric
 from compress.methods.groups import ChannelGroup
 from compress.methods.importance import lowest, random
 from compress.models.cost import macs, output_positions, parameters
+from compress.pruning.allotment import Allotment, told, with_removed
+from compress.pruning.layer_limits import limits_for
+from compress.pruning.pace import Pace, Times
 from compress.pruning.scores import Batches, scores_of
 from compress.pruning.selection import Bounds, Kept, Limits, Selection, Size
 from compress.pruning.surgeon import Removed, Surgeon
@@ -28,10 +30,13 @@ _TRIED_RATIO = 0.5
 _SHOWN = 5
 _NEAR = 0.01
 """How far below its target a model may be, as a fraction of it, before that is worth a word."""
+_TIMED = 7
+"""Models that are timed at most on the way to a target of latency."""
 _RANKED = {
     "local": "in each group alone",
     "global": "over all groups",
     "isomorphic": "over all groups of one kind",
+    "sensitivity": "in each group alone, which loses as many as cost the least accuracy for what they save",
 }
 Warn = Callable[[str], None]
 
@@ -64,6 +69,24 @@ class Choice:
     edits: tuple[Edit, ...]
     notes: tuple[str, ...]
     """How they were chosen where that is not the usual way, and that the target is not met closely where it is not."""
+    sensitivity: PruningSensitivity | None = None
+    """What the groups cost, where that decided, and how many channels each of them loses."""
+
+
+@dataclass(frozen=True)
+class Meters:
+    """What a choice is measured by, where the settings ask for it."""
+
+    batches: Callable[[], Batches]
+    """Training samples, for criteria that look at them."""
+    costs: Callable[[nn.Module, Sequence[ChannelGroup], Mapping[str, Tensor]], PruningSensitivity]
+    """What each group of a model costs, told the scores of its channels."""
+    pace: Callable[[], Pace]
+    """What times models."""
+
+
+class _BlamedError(Exception):
+    """Channels could not go together; who is to blame is left alone now."""
 
 
 def aims_of(config: PruneConfig) -> list[Aim]:
@@ -86,13 +109,13 @@ class Chooser:
         """Take the settings, a batch of each input, what the model was, and who is told of what is left alone."""
         self._config, self._example, self._whole, self._warn = config, example, whole, warn
 
-    def choose(self, surgeon: Surgeon, aim: Aim, batches: Callable[[], Batches], seed: int) -> Choice:
+    def choose(self, surgeon: Surgeon, aim: Aim, meters: Meters, seed: int) -> Choice:
         """The channels of the surgeon's model that go now; groups that cannot be cut or scored are left alone.
 
         Args:
             surgeon: of the model as it is now.
             aim: how far to go.
-            batches: training samples, for criteria that look at them.
+            meters: what is measured on the way.
             seed: of the criterion 'random'.
 
         Raises:
@@ -105,22 +128,88 @@ class Chooser:
         surgeon.try_groups({group.name: _tried(group, limits.on_trial()) for group in surgeon.groups})
         for group in surgeon.groups:
             self._check_room(group, replace(limits, pressure=1.0))
-        scores = scores_of(model, surgeon.groups, config.criterion, config.reduction, batches, seed)
+        scores = scores_of(model, surgeon.groups, config.criterion, config.reduction, meters.batches, seed)
         if dumb := [group.name for group in surgeon.groups if group.name not in scores]:
             reason = f"nothing of them can be scored by '{config.criterion}'"
             self._warn(f"the channels of {listed(map(repr, dumb), _SHOWN)} are left alone: {reason}")
             surgeon.exclude(dict.fromkeys(dumb, reason))
-        kinds = {group.name: _kind(model, group) for group in surgeon.groups}
+        costs = meters.costs(model, surgeon.groups, scores) if config.ranking == "sensitivity" else None
         size = _Remaining(model, self._example, self._whole, self._counted)
         while True:
-            selection = Selection(surgeon.groups, scores, limits, config.ranking, config.normalize, kinds)
-            kept = self._kept(selection, size, surgeon, aim)
-            removed = selection.removed(kept)
-            edits = surgeon.edits(removed)
-            if edits is not None:
-                self._warn_of_ceilings(found, surgeon)
-                return Choice(removed, edits, tuple(self._told(selection, kept, size)))
-            # Each group passed its trial, but not with as many channels as the target takes.
+            try:
+                choice = self._choice(surgeon, scores, limits, aim, size, costs, meters)
+            except _BlamedError:
+                continue  # each group passed its trial, but not with as many channels as the target takes
+            self._warn_of_ceilings(found, surgeon)
+            return choice
+
+    def _choice(
+        self,
+        surgeon: Surgeon,
+        scores: Mapping[str, Tensor],
+        limits: Limits,
+        aim: Aim,
+        size: _Remaining,
+        costs: PruningSensitivity | None,
+        meters: Meters,
+    ) -> Choice:
+        """The channels that go, of the groups that are left.
+
+        Raises:
+            _BlamedError: where they cannot go together.
+        """
+        config, model = self._config, surgeon.model
+        kinds = {group.name: _kind(model, group) for group in surgeon.groups}
+        allotment = None if costs is None else Allotment(costs, surgeon.groups, limits, size.of_one(scores))
+        plan = None if allotment is None else allotment.at
+        selection = Selection(surgeon.groups, scores, limits, config.ranking, config.normalize, kinds, plan)
+        if config.target.kind == "latency":
+            kept, times = self._kept_in_time(selection, size, surgeon, meters.pace())
+            timed = (f"{times.share:.3f} of the time remains ({times}, {config.timed_as}, one sample, one thread)",)
+        else:
+            kept, timed = self._kept(selection, size, surgeon, aim), ()
+        removed = selection.removed(kept)
+        notes = [*self._told(selection, kept, size), *timed]
+        if costs is not None and allotment is not None:
+            notes.append(told(costs, removed, allotment.loss(kept)))
+            costs = with_removed(costs, removed)
+        return Choice(removed, _proven(surgeon, removed), tuple(notes), costs)
+
+    def _kept_in_time(self, selection: Selection, size: _Remaining, surgeon: Surgeon, pace: Pace) -> tuple[Kept, Times]:
+        """The most channels that can stay within the time, as far as a few measurements tell.
+
+        What is searched is the fraction of MACs: of two models whose channels go by the same rule, the smaller one is not
+        always the faster one, so that there may be better ones that are not found.
+        """
+        target = self._config.target.settings
+        tried: dict[tuple[int, ...], Times] = {}
+
+        def times(kept: Kept) -> Times:
+            key = tuple(kept[group.name] for group in selection.groups)
+            if key not in tried:
+                tried[key] = pace.times(surgeon.model, _proven(surgeon, selection.removed(kept)))
+            return tried[key]
+
+        best = selection.at(1.0)
+        least = times(best)
+        if least.share > target:
+            raise StageError(
+                f"prune.target.latency: {target:g} cannot be reached: {least.share:.3f} of the time remains ({least}) with "
+                f"every group at its floor of {self._config.floor:.0%} of its channels, in multiples of {self._config.multiple}"
+                + (f"; left alone: {_described(surgeon.left_alone)}" if surgeon.left_alone else "")
+            )
+        low, high = size.of(selection, best), 1.0
+        for _ in range(_TIMED):
+            middle = (low + high) / 2
+            kept = selection.meeting(middle, lambda some: size.of(selection, some))
+            assert kept is not None, "less remains at the floors"
+            if times(kept).share > target:
+                high = middle
+                continue
+            low, best = middle, kept
+            if times(kept).share >= target * (1 - _NEAR):
+                break
+        return best, times(best)
 
     @property
     def _counted(self) -> Literal["macs", "parameters"]:
@@ -170,7 +259,11 @@ class Chooser:
             yield f"channels chosen by '{config.criterion}'{by}, ranked {_RANKED[config.ranking]}"
         target = config.target
         left = size.of(selection, kept)
-        if target.kind != "ratio" and any(selection.removed(kept).values()) and left < target.settings * (1 - _NEAR):
+        if (
+            target.kind in ("macs", "parameters")
+            and any(selection.removed(kept).values())
+            and left < target.settings * (1 - _NEAR)
+        ):
             ceilings = any(entry.ceiling is not None for entry in config.layers)
             how = "whole multiples" + (" and the ceilings of prune.layers" if ceilings else "")
             yield f"{left:.3f} remains, as near to target.{target.kind} {target.settings:g} as {how} come"
@@ -192,9 +285,7 @@ class Chooser:
 class _Remaining:
     """What remains of the whole model after a cut."""
 
-    def __init__(
-        self, model: nn.Module, example: Inputs, whole: Whole, counted: Literal["macs", "parameters"]
-    ) -> None:
+    def __init__(self, model: nn.Module, example: Inputs, whole: Whole, counted: Literal["macs", "parameters"]) -> None:
         now = Whole(parameters(model), macs(model, tuple(tensor[:1] for tensor in example)), {})
         self._size = Size(model, output_positions(model, example), now.parameters, now.macs)
         # Where nothing has gone yet this is 1.
@@ -204,35 +295,21 @@ class _Remaining:
         """The fraction of the whole that remains where these channels stay."""
         return self._share * self._size.remains(selection.groups, selection.removed(kept), self._counted)
 
+    def of_one(self, scores: Mapping[str, Tensor]) -> Callable[[ChannelGroup, int], float]:
+        """The fraction of the model as it is now that remains where one group alone keeps this many channels."""
 
-def limits_for(layers: Sequence[str], entries: Sequence[LayerLimits]) -> LayerLimits | None:
-    """The first entry that matches any of the layers which make the channels of a group."""
-    return next((entry for entry in entries if _matches(entry, layers)), None)
+        def remains(group: ChannelGroup, channels: int) -> float:
+            gone = lowest(scores[group.name], group.channels - channels, group.blocks)
+            return self._size.remains([group], {group.name: gone}, self._counted)
 
-
-def warn_of_idle_limits(entries: Sequence[LayerLimits], groups: Sequence[Sequence[str]], warn: Warn) -> None:
-    """Name the entries that are the first match of no group: most likely a slip of the pen.
-
-    Args:
-        entries: in their order.
-        groups: of each group of channels the layers that make them.
-        warn: told of each.
-    """
-    used = {id(limits_for(layers, entries)) for layers in groups}
-    names = sorted({name for layers in groups for name in layers})
-    for index, entry in enumerate(entries):
-        if id(entry) in used:
-            continue
-        if any(_matches(entry, layers) for layers in groups):
-            warn(f"prune.layers.{index}: '{entry.match}' is never read: entries before it match the same layers")
-        else:
-            warn(
-                f"prune.layers.{index}: '{entry.match}' matches no layer whose channels may go{nearest(entry.match, names)}"
-            )
+        return remains
 
 
-def _matches(entry: LayerLimits, layers: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, entry.match) for name in layers)
+def _proven(surgeon: Surgeon, removed: Removed) -> tuple[Edit, ...]:
+    edits = surgeon.edits(removed)
+    if edits is None:
+        raise _BlamedError
+    return edits
 
 
 def _tried(group: ChannelGroup, limits: Limits) -> list[int]:

@@ -124,6 +124,7 @@ class Selection:
         ranking: Ranking,
         normalisation: Normalization,
         kinds: Mapping[str, Hashable],
+        plan: Callable[[float], Mapping[str, float]] | None = None,
     ) -> None:
         """Rank the channels.
 
@@ -132,15 +133,16 @@ class Selection:
             scores: of their channels, by group.
             limits: what no group goes beyond.
             ranking: `local` takes the same fraction of every group; `global` the lowest of all channels; `isomorphic` the
-                lowest of those in groups of one kind, the same fraction of each kind.
+                lowest of those in groups of one kind, the same fraction of each kind; `sensitivity` follows the plan.
             normalisation: of the scores before groups are compared.
             kinds: what must be equal for two groups to be of one kind, by group.
+            plan: for `sensitivity`: channels that stay of each group at a ratio of 0 to 1, in the limits or not.
         """
         self.groups = list(groups)
-        self._scores, self._limits = scores, limits
+        self._scores, self._limits, self._plan = scores, limits, plan
         self._shared: list[tuple[list[ChannelGroup], Tensor]] = []
         self._normalised: dict[str, Tensor] = {}
-        if ranking != "local" and groups:
+        if ranking in ("global", "isomorphic") and groups:
             self._normalised = {group.name: normalised(scores[group.name], normalisation) for group in groups}
             by_name = {group.name: group for group in groups}
             names = [list(by_name)] if ranking == "global" else isomorphic({name: kinds[name] for name in by_name})
@@ -154,6 +156,9 @@ class Selection:
         That is of all before the first cut: what earlier cuts took counts.
         """
         limits = self._limits
+        if self._plan is not None:
+            planned = self._plan(ratio)
+            return {group.name: limits.kept(group, planned[group.name]) for group in self.groups}
         if not self._shared:
             return {group.name: limits.kept(group, limits.channels(group) * (1 - ratio)) for group in self.groups}
         kept = {}

@@ -60,6 +60,8 @@ class Context:
     """Factories of the user's own pipeline file, which may run code."""
     cache: Path | None = None
     """Folder of teachers' answers, shared by the stages of a run; None keeps them in `scratch`."""
+    costs: Path | None = None
+    """Folder of what groups of channels cost, shared by the stages of a run; None keeps nothing."""
     group: Group = ALONE
     """The processes that train together; all make the same calls, and only what the leader returns is kept."""
     answers_key: Mapping[str, JsonValue] = field(default_factory=dict)
@@ -125,9 +127,7 @@ def recover(
     return recovered(model, config, batchnorm_samples, context).training
 
 
-def recovered(
-    model: nn.Module, config: RecoveryConfig | None, batchnorm_samples: int, context: Context
-) -> Recovered:
+def recovered(model: nn.Module, config: RecoveryConfig | None, batchnorm_samples: int, context: Context) -> Recovered:
     """Mend `model` in place after surgery: the statistics of its batch norms, then by training.
 
     By default it learns from the answers of the reference model. What is no better on validation than before is not kept.

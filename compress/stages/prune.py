@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import JsonValue
 from torch import nn
 
+from compress.bench.trial_latency import layer_times
 from compress.checkpoint import Checkpoint, Draft
 from compress.config import PruneConfig, RecoveryConfig
 from compress.data.base import Batch, Inputs
@@ -25,7 +26,9 @@ from compress.edits import Attribute, Edit
 from compress.errors import StageError
 from compress.events import EpochResult, Forwarding, Progress
 from compress.files import canonical_json
-from compress.pruning.choice import Aim, Choice, Chooser, Whole, aims_of, warn_of_idle_limits
+from compress.pruning.choice import Aim, Choice, Chooser, Meters, Whole, aims_of
+from compress.pruning.layer_limits import warn_of_idle_limits
+from compress.pruning.pace import Pace
 from compress.pruning.sparse import SparsityPenalty
 from compress.pruning.surgeon import Surgeon, cut, is_layer
 from compress.pruning.trail import Trail
@@ -43,9 +46,12 @@ from compress.stages.base import (
     warn_of_idle_patterns,
     what_remains,
 )
+from compress.stages.group_costs import group_costs
 
 _TRIED_SAMPLES = 4
 _BATCH = 64
+_SECONDS = 0.05
+"""Of calls of a whole model in each round of timing."""
 
 
 def run(parent: Checkpoint, config: PruneConfig, context: Context) -> Draft:
@@ -171,10 +177,14 @@ def _last_cut(parent: Checkpoint, aim: Aim, work: _Work, context: Context) -> Dr
     for note in choice.notes:
         context.note(note)
     following = replace(context, progress=_counting_on(work, context.progress))
-    training = recover(
-        work.model, work.config.recovery, work.config.batchnorm_samples if trail.edits else 0, following
+    training = recover(work.model, work.config.recovery, work.config.batchnorm_samples if trail.edits else 0, following)
+    return Draft(
+        parent.arch,
+        (*parent.edits, *trail.edits),
+        work.model,
+        training=trail.longer(training).rows,
+        sensitivity=choice.sensitivity,
     )
-    return Draft(parent.arch, (*parent.edits, *trail.edits), work.model, training=trail.longer(training).rows)
 
 
 def _surgeon(work: _Work, context: Context) -> Surgeon:
@@ -191,8 +201,14 @@ def _choice(surgeon: Surgeon, aim: Aim, work: _Work, context: Context) -> Choice
     def batches() -> Iterator[Batch]:
         return context.samples(work.config.samples, derive_seed(context.seed, "scores")).batches(_BATCH)
 
+    def pace() -> Pace:
+        timer = functools.partial(layer_times, int8=work.config.timed_as == "int8", seconds=_SECONDS)
+        return Pace(timer, work.example, context.scratch, lambda found: group.told(found() if group.leads else None))
+
+    group = context.group
+    meters = Meters(batches, group_costs(work.config.sensitivity_samples, context), pace)
     whole = Whole(work.before.parameters, work.before.macs, work.trail.channels or {})
-    return Chooser(work.config, work.example, whole, _once(context)).choose(surgeon, aim, batches, context.seed)
+    return Chooser(work.config, work.example, whole, _once(context)).choose(surgeon, aim, meters, context.seed)
 
 
 def _cut(surgeon: Surgeon, aim: Aim, work: _Work, context: Context) -> Choice:
@@ -268,9 +284,8 @@ def _folder(parent: Checkpoint, config: PruneConfig, context: Context) -> Path:
 
 
 def _told(found: Recovered) -> str:
-    return (
-        f"{found.straight:.2f} % on validation straight after it, {found.kept:.2f} % after {_epochs(found.training)} of training"
-    )
+    trained = f"{found.kept:.2f} % after {_epochs(found.training)} of training"
+    return f"{found.straight:.2f} % on validation straight after it, {trained}"
 
 
 def _epochs(rows: tuple[dict[str, float | int], ...]) -> str:
