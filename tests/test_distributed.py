@@ -13,7 +13,7 @@ from distributed_cases import CASES, FAILING, OWN_STATISTICS, train
 from safetensors.torch import load_file
 from training_cases import Recorder
 
-from compress import load_pipeline, run
+from compress import load_checkpoint, load_pipeline, run
 from compress.distributed import ALONE
 from compress.results import load_results
 
@@ -200,6 +200,23 @@ def test_a_killed_run_of_two_processes_goes_on(stage, at, told, tiny, tmp_path):
         assert all((text in done.stdout) == bool(dies) for text in told)
         found[place] = load_results(folder / "runs" / "tiny" / "results.json").rows[-1].digest
     assert found["whole"] == found["killed"]
+
+
+def test_stages_with_a_budget_are_searched_together_or_by_the_first_process_alone(tiny, tmp_path, trained):
+    training = {"epochs": 1, "batch_size": 16, "optimizer": "adamw", "learning_rate": 0.01}
+    budget = {"accuracy_drop": 60.0, "trials": 2}
+    pruned = {"target": {"macs": 0.1}, "multiple": 2, "recovery": training, "budget": budget}
+    split = {"target": {"ratio": 0.2}, "multiple": 1, "min_saving": 0.05, "recovery": None, "budget": budget}
+    model = {"factory": tiny.factory, "weights": str(trained.path / "model.safetensors")}
+    tiny.pipeline(tmp_path, {"prune": pruned}, {"factorize": split}, {"train": training}, model=model)
+    done = launch("-m", "compress", "run", "pipeline.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = load_results(tmp_path / "runs" / "tiny" / "results.json").rows
+    assert [row.stage for row in rows] == ["source", "prune", "factorize", "train"]
+    for name in ("01-prune", "02-factorize"):
+        (folder,) = (tmp_path / "runs" / "tiny").glob(f"{name}-*")
+        notes = load_checkpoint(folder).history[-1].notes
+        assert any(note.startswith("chosen: ") for note in notes)
 
 
 def test_errors_name_the_process_and_other_commands_stay_alone(project, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -344,6 +345,33 @@ def test_a_killed_search_makes_only_what_was_not_finished(bench, tmp_path):
     assert context.warnings == undisturbed.warnings
     assert draft.edits == whole.edits
     assert wrong_in(draft) == wrong_in(whole)
+
+
+def test_a_search_killed_in_a_training_goes_on_in_it_and_ends_at_the_same_bits(workshop, trained):
+    training = {"epochs": 2, "batch_size": 32, "learning_rate": 0.02}
+    settings = {"target": {"ratio": 0.2}, "multiple": 1, "min_saving": 0.05, "recovery": training}
+    settings["budget"] = {"accuracy_drop": 60.0, "trials": 2}
+
+    def searched(progress):
+        return workshop.draft(trained, "factorize", progress=progress, **settings)
+
+    def dies(result):
+        if len(recorder.epochs) == 1:
+            raise KilledError
+
+    recorder = Recorder(dies)
+    with pytest.raises(KilledError):
+        searched(recorder)
+    resumed = Recorder()
+    draft, context = searched(resumed)
+    assert "goes on after epoch 1 of 2" in resumed.notes
+    assert [result.epoch for result in resumed.epochs] == [2]
+    shutil.rmtree(workshop.folder / "scratch")
+    whole, undisturbed = searched(Recorder())
+    assert draft.edits == whole.edits
+    assert [note for note in context.notes if "goes on" not in note] == undisturbed.notes
+    state = whole.model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in draft.model.state_dict().items())
 
 
 def test_a_damaged_trial_is_made_again(bench):
