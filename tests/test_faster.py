@@ -10,6 +10,7 @@ from torch import nn
 from compress.config import FactorizeConfig
 from compress.config.stages import Split as ConfigSplit
 from compress.edits import Factor, Split
+from compress.errors import StageError
 from compress.factorization.calls import Call
 from compress.factorization.clock import Clock
 from compress.factorization.faster import Times, only_faster
@@ -301,6 +302,12 @@ def test_the_clock_of_this_machine_decides_where_no_other_is_given(workshop, tra
     for edit in factors(every):
         assert (edit.module in kept) != (f"{edit.module} (" in said)
     assert not any("target" in warning for warning in context.warnings)
+
+
+def test_layers_that_cannot_be_timed_end_the_stage_with_a_way_out(workshop, trained, monkeypatch):
+    monkeypatch.setattr("compress.bench.trial_latency.serialized", lambda proto: b"no model")
+    with pytest.raises(StageError, match=r"factorize\.faster_by: layers cannot be timed: .*; 0 measures nothing"):
+        workshop.draft(trained, "factorize", **SETTINGS)
 
 
 def test_nothing_is_timed_with_faster_by_0(workshop, trained):

@@ -1,1 +1,1 @@
-"""Low-rank factorization: what layers give out (`responses`), and which rank each is split at (`ranks`)."""
+"""Factorization: what layers see and give out (`responses`), their forms (`forms`), which one each takes (`ranks`, `faster`)."""

@@ -81,8 +81,10 @@ def errors_by_ranks(core: Float[Tensor, "full_out full_in h w"]) -> Float[Tensor
 
 def _basis(tensor: Float[Tensor, "channels ..."], rank: int) -> Float[Tensor, "channels rank"]:
     """Orthonormal directions among the channels that hold most of the tensor."""
-    left: Tensor = torch.linalg.svd(tensor.flatten(1), full_matrices=False).U
-    return left[:, :rank]
+    # By the squares: a fraction of an SVD's time, and the digits that it costs are those of directions that hold nothing.
+    matrix = tensor.flatten(1)
+    axes: Tensor = torch.linalg.eigh(matrix @ matrix.T).eigenvectors
+    return axes.flip(1)[:, :rank]
 
 
 def merged_tucker(

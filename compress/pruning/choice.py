@@ -165,9 +165,9 @@ class Chooser:
         selection = Selection(surgeon.groups, scores, limits, config.ranking, config.normalize, kinds, plan)
         if config.target.kind == "latency":
             kept, times = self._kept_in_time(selection, size, surgeon, meters.pace())
-            timed = (f"{times.share:.3f} of the time remains ({times}, {config.timed_as}, one sample, one thread)",)
+            timed = [f"{times.share:.3f} of the time remains ({times}, {config.timed_as}, one sample, one thread)"]
         else:
-            kept, timed = self._kept(selection, size, surgeon, aim), ()
+            kept, timed = self._kept(selection, size, surgeon, aim), []
         removed = selection.removed(kept)
         notes = [*self._told(selection, kept, size), *timed]
         if costs is not None and allotment is not None:
@@ -190,7 +190,7 @@ class Chooser:
                 tried[key] = pace.times(surgeon.model, _proven(surgeon, selection.removed(kept)))
             return tried[key]
 
-        best = selection.at(1.0)
+        best: Kept = selection.at(1.0)
         least = times(best)
         if least.share > target:
             raise StageError(

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from pydantic import JsonValue
 from torch import Tensor, nn
 
 from compress.data.base import Inputs
@@ -41,7 +42,7 @@ class Times(Record):
 class Pace:
     """Times models before and after a cut, side by side."""
 
-    def __init__(self, timer: Timer, example: Inputs, scratch: Path, agree: Callable[[object], object]) -> None:
+    def __init__(self, timer: Timer, example: Inputs, scratch: Path, agree: Callable[[Callable[[], JsonValue]], JsonValue]) -> None:
         """Take what is needed to time a model.
 
         Args:

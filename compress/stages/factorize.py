@@ -17,7 +17,7 @@ from compress.checkpoint import Checkpoint, Draft
 from compress.config import FactorizeConfig
 from compress.data.base import Inputs
 from compress.edits import Factor, Split
-from compress.errors import StageError
+from compress.errors import CompressError, StageError
 from compress.factorization.calls import Call, calls_of
 from compress.factorization.clock import Clock, Timer
 from compress.factorization.faster import Choose, Kept, Times, only_faster
@@ -50,8 +50,7 @@ def run(parent: Checkpoint, config: FactorizeConfig, context: Context, *, timer:
         timer: how layers are timed; by default in ONNX Runtime.
 
     Raises:
-        StageError: where the target cannot be reached, naming what can.
-        CompressError: where layers cannot be timed.
+        StageError: where the target cannot be reached, naming what can; where layers cannot be timed.
     """
     model = parent.build(context.trusted)
     example = context.example()
@@ -130,7 +129,13 @@ def _split(model: nn.Module, edit: Factor, form: Form, heard: Heard | None) -> N
 
 
 def _timer(config: FactorizeConfig) -> Timer:
-    return functools.partial(layer_times, int8=config.timed_as == "int8")
+    def timer(layers: Mapping[str, tuple[nn.Module, tuple[int, ...]]]) -> Mapping[str, float]:
+        try:
+            return layer_times(layers, int8=config.timed_as == "int8")
+        except CompressError as error:
+            raise StageError(f"factorize.faster_by: layers cannot be timed: {error}; 0 measures nothing") from error
+
+    return timer
 
 
 def _kept(layers: Sequence[Layer], clock: Clock, config: FactorizeConfig, context: Context, total_macs: int) -> Kept:
