@@ -83,7 +83,7 @@ def by_torch_pruning(network: str, data: Dataset, _: Path) -> Callable[[], nn.Mo
     example = data.example()[0]
 
     def run() -> nn.Module:
-        model = create(Arch(network, {"num_classes": CLASSES}), 0).eval()
+        model = create(Arch(network, {"num_classes": CLASSES}), seed=0).eval()
         classifier = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
         heads = {module: module.num_heads for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
         pruner = tp.pruner.BasePruner(
@@ -120,9 +120,6 @@ def measured(network: str, tool: str, threads: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         data = images(Path(folder))
         prepared = TOOLS[tool](network, data, Path(folder))
-        whole = create(Arch(network, {"num_classes": CLASSES}), 0).eval()
-        size, cost = parameters(whole), macs(whole, data.example())
-        del whole
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")  # the largest so far begins anew
         before = resident("VmRSS")
@@ -131,6 +128,9 @@ def measured(network: str, tool: str, threads: int) -> dict[str, Any]:
         seconds = time.perf_counter() - started
         peak = resident("VmHWM") - before
         model.eval()
+        # Only now: memory that was used and freed before would hide what pruning takes.
+        whole = create(Arch(network, {"num_classes": CLASSES}), seed=0).eval()
+        size, cost = parameters(whole), macs(whole, data.example())
         found = {"seconds": seconds, "peak_bytes": peak, "model_bytes": 4 * size}
         try:
             left = macs(model, data.example()) / cost

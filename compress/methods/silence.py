@@ -40,10 +40,10 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
 
     def normal(tensor: Tensor, scale: float) -> None:
-        tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * scale)
+        tensor.copy_(torch.randn(tensor.shape, generator=generator) * scale)
 
     def uniform(tensor: Tensor) -> None:
-        tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5)
+        tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -91,21 +91,24 @@ def sharing_copy(model: nn.Module, own: Iterable[str] = ()) -> nn.Module:
     return copy.deepcopy(model, shared)  # type: ignore[arg-type]
 
 
-def in_double(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """Model and inputs in float64, or as they are where the model cannot compute in it.
+def in_double(
+    model: nn.Module, example: tuple[Tensor, ...]
+) -> tuple[nn.Module, tuple[Tensor, ...], list[Tensor]]:
+    """Model and inputs in float64, or as they are where the model cannot compute in it, and its outputs.
 
     Args:
         model: in float32; a float64 one is a copy.
         example: a batch of each input; integers stay what they are.
+
+    Raises:
+        Exception: whatever the forward pass raises in float32 too.
     """
     precise = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in example)
     doubled = copy.deepcopy(model).double()
     try:
-        with torch.no_grad():
-            doubled(*precise)
+        return doubled, precise, outputs_for(doubled, precise)
     except Exception:  # noqa: BLE001  # a forward that makes float32 tensors of its own may raise anything
-        return model, example
-    return doubled, precise
+        return model, example, outputs_for(model, example)
 
 
 def unseen(model: nn.Module, groups: Iterable[ChannelGroup], example: tuple[Tensor, ...]) -> list[str]:

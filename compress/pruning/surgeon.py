@@ -57,13 +57,12 @@ class Surgeon:
             StageError: where torch-pruning cannot trace the model.
         """
         self.model, self._example, self._protect, self._warn = copy_on_cpu(model), example, protect, warn
-        self._random, self._tried = in_double(randomise(copy_on_cpu(model)), samples)
         self.left_alone: dict[str, str] = {}
         """Why a group stays whole, by its name."""
         self.groups: list[ChannelGroup] = self._candidates()
         """Those that may be pruned, as far as is known."""
         self._by_name = {group.name: group for group in self.groups}
-        self._full = outputs_for(self._random, self._tried)
+        self._random, self._tried, self._full = in_double(randomise(copy_on_cpu(model)), samples)
 
     def exclude(self, reasons: Mapping[str, str]) -> None:
         """Leave groups alone for reasons of the caller."""
@@ -148,10 +147,11 @@ class Surgeon:
     def _are_outputs(self, removed: Removed) -> bool:
         """Whether the outputs of the model get other shapes without these channels."""
         try:
-            found = outputs_for(cut(sharing_copy(self._random), self._derived(removed)), self._tried)
+            found = outputs_for(cut(sharing_copy(self.model), self._derived(removed)), self._example)
         except Exception:  # noqa: BLE001  # torch-pruning and a user's forward may raise anything
             return False
-        return [tensor.shape for tensor in found] != [tensor.shape for tensor in self._full]
+        whole = outputs_for(self.model, self._example)
+        return [tensor.shape for tensor in found] != [tensor.shape for tensor in whole]
 
     def _edits(self, removed: Removed) -> tuple[Edit, ...]:
         """What torch-pruning makes of the removal, as edits, and proven on random weights.
