@@ -232,7 +232,7 @@ class Workshop:
         return self._keep(draft, (HistoryEntry(stage="source", parent=None, settings={}, seconds=0.0),))
 
     def draft(self, parent, kind, *, seed=0, reference=None, data=None, progress=None, timer=None, **settings):
-        """What a stage hands back, and the context it was given; `factorize` may be given a timer of its own."""
+        """What a stage hands back, and the context it was given; `prune` and `factorize` may be given a timer of their own."""
         from compress.config import StageEntry
         from compress.events import Silent
         from compress.stages import STAGES

@@ -353,7 +353,12 @@ def test_attention_with_one_layer_for_queries_keys_and_values_loses_whole_heads(
     for gone in ([0], [1, 3], [0, 1, 2]):
         assert difference(model, EXAMPLE, {"attn.qkv": gone}) is None
     cut = surgery.apply_all(copy.deepcopy(model), edits_for(model, EXAMPLE, {"attn.qkv": [1, 3]}))
-    assert (cut.attn.num_heads, cut.attn.attn_dim, cut.attn.qkv.out_features, cut.attn.proj.in_features) == (2, 12, 36, 12)
+    assert (cut.attn.num_heads, cut.attn.attn_dim, cut.attn.qkv.out_features, cut.attn.proj.in_features) == (
+        2,
+        12,
+        36,
+        12,
+    )
     assert cut.patches.out_channels == 24
     with pytest.raises(RuntimeError, match="no head would be left"):
         edits_for(model, EXAMPLE, {"attn.qkv": [0, 1, 2, 3]})

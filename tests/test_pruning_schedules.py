@@ -188,7 +188,9 @@ def test_a_killed_schedule_goes_on_at_the_same_bits(epoch, workshop, trained, un
     finished = {1: 0, 2: 1, 3: 1, 4: 2}[epoch]
     assert any(f"goes on after part {finished} of 3" in note for note in recorder.notes) == (finished > 0)
     # The last epoch of a training leaves no state: its part comes again, or goes on from the epoch before.
-    assert [result.epoch for result in recorder.epochs] == {1: [1, 2, 3, 4, 5], 2: [3, 4, 5], 3: [3, 4, 5], 4: [5]}[epoch]
+    assert [result.epoch for result in recorder.epochs] == {1: [1, 2, 3, 4, 5], 2: [3, 4, 5], 3: [3, 4, 5], 4: [5]}[
+        epoch
+    ]
     assert same(bits(straight.model), bits(resumed.model))
     assert straight.edits == resumed.edits
     assert timeless(straight.training) == timeless(resumed.training)

@@ -91,9 +91,7 @@ def sharing_copy(model: nn.Module, own: Iterable[str] = ()) -> nn.Module:
     return copy.deepcopy(model, shared)  # type: ignore[arg-type]
 
 
-def in_double(
-    model: nn.Module, example: tuple[Tensor, ...]
-) -> tuple[nn.Module, tuple[Tensor, ...], list[Tensor]]:
+def in_double(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[nn.Module, tuple[Tensor, ...], list[Tensor]]:
     """Model and inputs in float64, or as they are where the model cannot compute in it, and its outputs.
 
     Args:

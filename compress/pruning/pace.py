@@ -42,7 +42,9 @@ class Times(Record):
 class Pace:
     """Times models before and after a cut, side by side."""
 
-    def __init__(self, timer: Timer, example: Inputs, scratch: Path, agree: Callable[[Callable[[], JsonValue]], JsonValue]) -> None:
+    def __init__(
+        self, timer: Timer, example: Inputs, scratch: Path, agree: Callable[[Callable[[], JsonValue]], JsonValue]
+    ) -> None:
         """Take what is needed to time a model.
 
         Args:

@@ -39,7 +39,8 @@ from compress.training.taught import TeacherModel, objective_of
 _SHOWN_REASONS = 5
 _STATISTICS_BATCH = 64
 _ROUNDING = 1e-3
-Run = Callable[[Checkpoint, Any, "Context"], Draft]
+Run = Callable[..., Draft]
+"""Of a checkpoint, settings and a `Context`; some stages take more by name."""
 
 
 @dataclass(frozen=True)

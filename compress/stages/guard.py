@@ -7,6 +7,7 @@ of several trials looks better than it is on the samples that chose it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,10 +25,10 @@ from compress.stages.trials import Trials
 def guarded(run: Run) -> Run:
     """The stage, held to the budget of its settings where they have one."""
 
-    def held(parent: Checkpoint, config: Any, context: Context) -> Draft:
+    def held(parent: Checkpoint, config: Any, context: Context, **own: Any) -> Draft:
         if config.budget is None:
-            return run(parent, config, context)
-        return _Search(run, parent, config, context).draft()
+            return run(parent, config, context, **own)
+        return _Search(functools.partial(run, **own), parent, config, context).draft()
 
     return held
 

@@ -28,7 +28,7 @@ from compress.events import EpochResult, Forwarding, Progress
 from compress.files import canonical_json
 from compress.pruning.choice import Aim, Choice, Chooser, Meters, Whole, aims_of
 from compress.pruning.layer_limits import warn_of_idle_limits
-from compress.pruning.pace import Pace
+from compress.pruning.pace import Pace, Timer
 from compress.pruning.sparse import SparsityPenalty
 from compress.pruning.surgeon import Surgeon, cut, is_layer
 from compress.pruning.trail import Trail
@@ -54,8 +54,14 @@ _SECONDS = 0.05
 """Of calls of a whole model in each round of timing."""
 
 
-def run(parent: Checkpoint, config: PruneConfig, context: Context) -> Draft:
+def run(parent: Checkpoint, config: PruneConfig, context: Context, *, timer: Timer | None = None) -> Draft:
     """Prune to the target and recover.
+
+    Args:
+        parent: the model.
+        config: settings.
+        context: data, seed, and who else trains along.
+        timer: how models are timed for a target of latency; by default in ONNX Runtime.
 
     Raises:
         StageError: where the target or a limit cannot be met, naming what can.
@@ -63,7 +69,8 @@ def run(parent: Checkpoint, config: PruneConfig, context: Context) -> Draft:
     model = parent.build(context.trusted)
     example = context.example()
     warn_of_idle_patterns("prune.protect", config.protect, [name for name, _ in model.named_modules()], context)
-    work = _Work(config, model, example, cost_of(model, example))
+    timer = timer or functools.partial(layer_times, int8=config.timed_as == "int8", seconds=_SECONDS)
+    work = _Work(config, model, example, cost_of(model, example), timer)
     *earlier, last = aims_of(config)
     parts: list[_Part] = [*([_sparser] if config.sparsity is not None else [])]
     parts += [functools.partial(_a_cut, number=number, aim=aim) for number, aim in enumerate(earlier, 1)]
@@ -80,6 +87,7 @@ class _Work:
     model: nn.Module
     example: Inputs
     before: Cost
+    timer: Timer
     trail: Trail = field(default_factory=Trail)
 
     @property
@@ -202,8 +210,9 @@ def _choice(surgeon: Surgeon, aim: Aim, work: _Work, context: Context) -> Choice
         return context.samples(work.config.samples, derive_seed(context.seed, "scores")).batches(_BATCH)
 
     def pace() -> Pace:
-        timer = functools.partial(layer_times, int8=work.config.timed_as == "int8", seconds=_SECONDS)
-        return Pace(timer, work.example, context.scratch, lambda found: group.told(found() if group.leads else None))
+        return Pace(
+            work.timer, work.example, context.scratch, lambda found: group.told(found() if group.leads else None)
+        )
 
     group = context.group
     meters = Meters(batches, group_costs(work.config.sensitivity_samples, context), pace)

@@ -65,7 +65,7 @@ class Trials:
         self._context.notes.extend(entry.notes)  # shown when they were written
         self._context.warnings.extend(entry.warnings)
         model = checkpoint.build(self._context.trusted)
-        return Draft(checkpoint.arch, checkpoint.edits, model, training=entry.training)
+        return Draft(checkpoint.arch, checkpoint.edits, model, training=entry.training, sensitivity=entry.sensitivity)
 
     def name(self, value: float) -> str:
         """Such as 'macs 0.35'."""
@@ -80,6 +80,7 @@ class Trials:
             notes=tuple(trial.notes),
             warnings=tuple(trial.warnings),
             training=draft.training,
+            sensitivity=draft.sensitivity,
         )
         data, path = self._context.data, self._folder(value) / _RESULT
         key = self._key(value)
