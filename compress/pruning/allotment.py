@@ -16,6 +16,8 @@ _ENDS = 3
 """Groups that are named of those that lose most and least."""
 _STEPS = 16
 """Widths of a group that are weighed; what lies between them is left to the last steps towards the target."""
+_NOT_FOR_NOTHING = 1e-3
+"""Points that losing all of a group costs in any case: what seems to cost nothing goes only as far as the target needs."""
 _PARTS = 1_000_000_000
 """Units in which a saved fraction is counted, as the allocation wants whole numbers."""
 
@@ -51,7 +53,7 @@ class Allotment:
                 Step(
                     ratio=1 - width / group.channels,
                     saved=max(0, round((1 - remains(group, width)) * _PARTS)),
-                    loss=predicted_loss(found.percent, known[group.name], 1 - width / group.channels),
+                    loss=_loss(found.percent, known[group.name], 1 - width / group.channels),
                 )
                 for width in kept
             ]
@@ -68,9 +70,13 @@ class Allotment:
         for name, steps in self._steps.items():
             ratio = 1 - kept[name] / self._channels[name]
             shares = [0.0, *(step.ratio for step in sorted(steps, key=lambda step: step.ratio))]
-            losses = [0.0, *(max(step.loss, 0.0) for step in sorted(steps, key=lambda step: step.ratio))]
+            losses = [0.0, *(step.loss for step in sorted(steps, key=lambda step: step.ratio))]
             total += float(np.interp(ratio, shares, losses))
         return total
+
+
+def _loss(percent: float, group: GroupSensitivity, ratio: float) -> float:
+    return max(0.0, predicted_loss(percent, group, ratio)) + _NOT_FOR_NOTHING * ratio
 
 
 def predicted_loss(percent: float, group: GroupSensitivity, ratio: float) -> float:
