@@ -192,7 +192,9 @@ class ChannelGraph:
         makers = [(item.name, frozenset(item.roots)) for item in items if item.produces]
         made_by: dict[frozenset[str], list[tuple[int, ...]]] = {}
         for outputs in members:
-            made_by.setdefault(frozenset(name for name, made in makers if not made.isdisjoint(outputs)), []).append(outputs)
+            made_by.setdefault(frozenset(name for name, made in makers if not made.isdisjoint(outputs)), []).append(
+                outputs
+            )
         width = {name: len(made) for name, made in makers}
         order = {name: place for place, name in enumerate(self._names.values())}
         sections: dict[str, list[tuple[int, ...]]] = {}
@@ -337,8 +339,26 @@ def copy_on_cpu(model: nn.Module) -> nn.Module:
     Raises:
         ModelError: where the model cannot be copied, as with parametrizations of the old kind.
     """
+    return _copied(model, {}).cpu().float().eval()
+
+
+def sharing_copy(model: nn.Module, own: Iterable[str] = ()) -> nn.Module:
+    """A copy whose parameters are the very ones of `model`, for surgery, which puts new ones in their place.
+
+    Args:
+        model: its buffers are copied.
+        own: names of parameters that are copied too; those that are one tensor stay one.
+
+    Raises:
+        ModelError: where the model cannot be copied.
+    """
+    copied = {id(model.get_parameter(name)) for name in own}
+    return _copied(model, {id(one): one for one in model.parameters() if id(one) not in copied})
+
+
+def _copied(model: nn.Module, shared: dict[int, Any]) -> nn.Module:
     try:
-        return copy.deepcopy(model).cpu().float().eval()
+        return copy.deepcopy(model, shared)
     except RuntimeError as error:
         raise ModelError(
             f"the model cannot be copied: {first_line(error)}; remove such hooks (weight_norm?) first"

@@ -1,12 +1,14 @@
 """torch-pruning's dependency graph, with two kinds of wires that it gets wrong.
 
-Convolutions in groups, with as many channels out as in: channels of output group k are made from those of input group k and of no
-others, so both go as one, with the weights between them, and a convolution of fewer groups is left (Xie et al. 2017, "Aggregated
-Residual Transformations for Deep Neural Networks", arXiv:1611.05431, figure 3). A depthwise one has one channel per group. Channels
-that leave within the groups would have to be the same ones in each, as one weight tensor holds all groups.
+Convolutions in groups, with as many channels out as in: channels of output group k are made from those of input group k
+and of no others, so both go as one, with the weights between them, and a convolution of fewer groups is left (Xie et al.
+2017, "Aggregated Residual Transformations for Deep Neural Networks", arXiv:1611.05431, figure 3). A depthwise one has one
+channel per group. Channels that leave within the groups would have to be the same ones in each, as one weight tensor holds
+all groups.
 
-Shortcuts that pad channels with zeros (He et al. 2015, arXiv:1512.03385, section 3.3, option A): channel j of a narrow stream is channel
-`before` + j of a wide one. Which channels go decides how many zeros are left on either side, so a module must hold the two numbers.
+Shortcuts that pad channels with zeros (He et al. 2015, arXiv:1512.03385, section 3.3, option A): channel j of a narrow
+stream is channel `before` + j of a wide one. Which channels go decides how many zeros are left on either side, so a module
+must hold the two numbers.
 """
 
 from __future__ import annotations
