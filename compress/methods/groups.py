@@ -254,7 +254,7 @@ def _group(
 def _heads(name: str, module: nn.Module) -> ChannelGroup:
     """The heads of attention whose queries, keys and values come from the layer `name`; torch-pruning sees one wide layer."""
     path = name.removesuffix("qkv")
-    heads = range(module.num_heads)  # type: ignore[arg-type]
+    heads = range(vars(module)["num_heads"])
     columns = attention.rows_of(module, heads)
     slices = tuple(row for rows in columns for row in rows)
     roots = tuple(head for head, rows in zip(heads, columns, strict=True) for _ in rows)

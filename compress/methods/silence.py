@@ -154,12 +154,12 @@ def _on(
     generator = torch.Generator().manual_seed(0)
     before = [(parameter, parameter.requires_grad) for parameter in probe.parameters()]
     try:
-        for parameter, _ in before:
-            parameter.requires_grad_(False)
+        probe.requires_grad_(False)
         with torch.enable_grad(), ExitStack() as hooks:
             for name in axes:
-                parameter = probe.get_parameter(name).requires_grad_(True)
-                hooks.callback(parameter.register_post_accumulate_grad_hook(functools.partial(look, name)).remove)
+                read = probe.get_parameter(name).requires_grad_(True)
+                handle = read.register_post_accumulate_grad_hook(functools.partial(look, name))  # type: ignore[no-untyped-call]
+                hooks.callback(handle.remove)
             try:
                 answer = probe(*(tensor[sample : sample + 1] for tensor in example))
             except Exception:  # noqa: BLE001  # a user's forward may raise anything

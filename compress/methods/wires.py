@@ -90,7 +90,8 @@ class WiredGraph(tp.DependencyGraph):  # type: ignore[misc]
         with warnings.catch_warnings(), torch.enable_grad(), ExitStack() as hooks:
             warnings.simplefilter("ignore")  # torch-pruning warns of bare parameters, which trials cover
             # Nobody goes back along the gradients, so activations need not be kept for it.
-            hooks.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: None))
+            nothing = torch.empty(0)
+            hooks.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda _: nothing, lambda _: nothing))
             for name, module in model.named_modules():
                 hooks.callback(module.register_forward_hook(functools.partial(self._see, name)).remove)
             self.build_dependency(
@@ -165,7 +166,7 @@ class WiredGraph(tp.DependencyGraph):  # type: ignore[misc]
 
     def _see(self, name: str, module: nn.Module, _: Any, output: Any) -> None:
         """Remember a module whose answer is images with padded channels. Of nested ones the innermost comes first."""
-        made_by = output.grad_fn if isinstance(output, Tensor) and output.dim() == 4 else None
+        made_by: Any = output.grad_fn if isinstance(output, Tensor) and output.dim() == 4 else None
         numbers = _numbers(made_by)
         if numbers is None or made_by in self._pads or made_by in self._fixed:
             return
