@@ -1,8 +1,8 @@
 """What pruning itself costs in time and memory: finding the groups, proving them, choosing and cutting, without any training.
 
-Beside it torch-pruning's own pruner, which traces, chooses and cuts, and proves nothing: the same network with random weights, the
-same images, L1 norms, half the channels of every group, the classifier left alone. Each run is a process of its own; memory is its
-largest resident size above what it had before the network was made, so the network itself counts once in both.
+Beside it torch-pruning's own pruner, which traces, chooses and cuts, and proves nothing: the same network with random weights,
+the same images, L1 norms, half the channels of every group, the classifier left alone. Each run is a process of its own;
+memory is its largest resident size above what it had before the network was made, so the network itself counts once in both.
 
     python benchmarks/pruning_cost.py --json benchmarks/results/pruning_cost.json
     python benchmarks/pruning_cost.py --render                                                      the table
@@ -67,9 +67,7 @@ def by_compress(network: str, data: Dataset, folder: Path) -> Callable[[], nn.Mo
     settings = {"target": {"ratio": RATIO}, "multiple": 1, "recovery": None, "batchnorm_samples": 0}
     entry = StageEntry.model_validate_json(json.dumps({"prune": settings}))
     threads = torch.get_num_threads()
-    context = Context(
-        data.for_decisions(), parent, "cpu", threads, 0, folder / "work", Silent(), frozenset()
-    )
+    context = Context(data.for_decisions(), parent, "cpu", threads, 0, folder / "work", Silent(), frozenset())
 
     def run() -> nn.Module:
         model: nn.Module = STAGES["prune"].load()(parent, entry.settings, context).model
@@ -179,7 +177,15 @@ def main() -> None:
     }
     for _ in range(arguments.repeats):
         for row in found["records"]:
-            command = [sys.executable, __file__, "--one", row["network"], row["tool"], "--threads", str(arguments.threads)]
+            command = [
+                sys.executable,
+                __file__,
+                "--one",
+                row["network"],
+                row["tool"],
+                "--threads",
+                str(arguments.threads),
+            ]
             answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             row["runs"].append(json.loads(answer.splitlines()[-1]))
             write_file(arguments.json, readable_json(found))

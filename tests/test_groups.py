@@ -27,7 +27,7 @@ from compress.edits import Attribute
 from compress.methods import attention
 from compress.methods.groups import ChannelGraph, copy_on_cpu, l1_scores
 from compress.methods.importance import lowest
-from compress.methods.silence import randomise, silence, what_differs
+from compress.methods.silence import Seen, randomise, seen, silence, what_differs
 from compress.methods.trial import find_broken
 from compress.models.cost import macs, output_positions, parameters
 from compress.pruning.selection import Size
@@ -367,6 +367,29 @@ def test_attention_with_one_layer_for_queries_keys_and_values_loses_whole_heads(
 def test_heads_that_lie_otherwise_in_the_layer_are_found_broken():
     reason = difference(randomise(Tokens(mixed=True)), EXAMPLE, {"attn.qkv": [1]})
     assert reason == "without them it computes something else than with them silenced"
+
+
+def test_samples_are_looked_at_until_most_channels_have_made_a_difference():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+    nn.init.ones_(model[0].weight)
+    nn.init.constant_(model[0].bias, -1)
+    model[0].requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    inputs = torch.cat([torch.zeros(1, 4), torch.ones(2, 4)])
+    known = [group for group in groups_of(model, inputs).values() if group.is_read]
+    assert [group.name for group in known] == ["0"]
+    assert seen(model, known, (inputs,)) == Seen(dark=(), samples=2)
+    assert seen(model, known, (inputs[1:],)) == Seen(dark=(), samples=1)
+    assert seen(model, known, (torch.zeros(3, 4),)) == Seen(dark=("0",), samples=3)
+    with torch.no_grad():
+        model[0].bias[:3] = -9  # three of eight never: more samples might bring them
+    assert seen(model, known, (inputs,)) == Seen(dark=(), samples=3)
+    assert [parameter.requires_grad for parameter in model.parameters()] == [False, False, True, True]
+    assert all(parameter.grad is None for parameter in model.parameters())
+    silenced = silence(model, known, {"0": [1, 2]})
+    assert silenced[0].weight is model[0].weight
+    assert not silenced[2].weight[:, 1:3].any()
+    assert torch.equal(model[2].weight, before["2.weight"])
 
 
 def test_copies_for_cutting_are_independent_single_precision_in_evaluation():

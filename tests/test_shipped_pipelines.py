@@ -180,7 +180,9 @@ def test_without_a_network_the_published_weights_are_one_clear_error(imagenet, t
     assert not list((tmp_path / "runs").rglob("checkpoint.json"))
 
 
-def test_cifar10(tmp_path):
+@pytest.fixture
+def cifar10(tmp_path):
+    """What makes a pipeline for CIFAR-10 tiny."""
     import torch
     from safetensors.torch import save_file
 
@@ -191,12 +193,32 @@ def test_cifar10(tmp_path):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         save_file(CifarResNet(20, 10).state_dict(), tmp_path / "resnet20.safetensors")
-    settings = [
+    return [
         *NO_TIME,
         f"data.root={root}",
         "data.validation.size=20",
         "model.factory=cifar:resnet20",
         f"model.weights={tmp_path / 'resnet20.safetensors'}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "left", "more"),
+    [
+        ("resnet56_prune_cifar10", "prune", 0.476, ["stages.quantize.calibration.samples=10"]),
+        ("resnet20_svd_cifar10", "factorize", 0.357, []),
+    ],
+)
+def test_one_stage_alone_for_comparison_with_papers(name, stage, left, more, cifar10, tmp_path):
+    pipeline = load_pipeline(PIPELINES / f"{name}.yaml", [*cifar10, *more, f"stages.{stage}.recovery.epochs=1"])
+    source, made, *_ = run(pipeline, runs=tmp_path / "runs").rows
+    assert made.stage == stage
+    assert 0.97 * left * source.macs <= made.macs <= left * source.macs
+
+
+def test_cifar10(cifar10, tmp_path):
+    settings = [
+        *cifar10,
         "stages.factorize.recovery.epochs=1",
         "stages.factorize.faster_by=0.0",
         "stages.quantize.calibration.samples=10",

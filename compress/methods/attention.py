@@ -54,9 +54,7 @@ def fused(model: nn.Module) -> dict[str, nn.Module]:
 
 def rows_of(module: nn.Module, heads: Iterable[int]) -> list[list[int]]:
     """For each head of a module that `fused` found, its channels among those that `proj` reads."""
-    inner = module.get_submodule("proj").get_parameter("weight").shape[1]
-    assert type(module.num_heads) is int
-    width = inner // module.num_heads
+    width = module.get_submodule("proj").get_parameter("weight").shape[1] // vars(module)["num_heads"]
     return [list(range(head * width, (head + 1) * width)) for head in heads]
 
 
@@ -69,12 +67,11 @@ def remove_heads(module: nn.Module, heads: Iterable[int]) -> None:
     Raises:
         RuntimeError: where no head would be left.
     """
-    qkv, proj, count = module.qkv, module.proj, module.num_heads
+    qkv, proj = module.qkv, module.proj
     assert isinstance(qkv, nn.Linear)
     assert isinstance(proj, nn.Linear)
-    assert type(count) is int
     inner = proj.in_features
-    left = [head for head in range(count) if head not in set(heads)]
+    left = sorted(set(range(vars(module)["num_heads"])) - set(heads))
     if not left:
         raise RuntimeError("no head would be left")
     columns = torch.tensor([row for rows in rows_of(module, left) for row in rows])
@@ -87,4 +84,4 @@ def remove_heads(module: nn.Module, heads: Iterable[int]) -> None:
     for key, value in list(vars(module).items()):
         if type(value) is int and value == inner and not key.startswith("_"):
             setattr(module, key, len(columns))
-    module.num_heads = len(left)
+    vars(module)["num_heads"] = len(left)

@@ -254,7 +254,7 @@ def _group(
 def _heads(name: str, module: nn.Module) -> ChannelGroup:
     """The heads of attention whose queries, keys and values come from the layer `name`; torch-pruning sees one wide layer."""
     path = name.removesuffix("qkv")
-    heads = range(module.num_heads)  # type: ignore[arg-type]
+    heads = range(vars(module)["num_heads"])
     columns = attention.rows_of(module, heads)
     slices = tuple(row for rows in columns for row in rows)
     roots = tuple(head for head, rows in zip(heads, columns, strict=True) for _ in rows)
@@ -339,8 +339,26 @@ def copy_on_cpu(model: nn.Module) -> nn.Module:
     Raises:
         ModelError: where the model cannot be copied, as with parametrizations of the old kind.
     """
+    return _copied(model, {}).cpu().float().eval()
+
+
+def sharing_copy(model: nn.Module, own: Iterable[str] = ()) -> nn.Module:
+    """A copy whose parameters are the very ones of `model`, for surgery, which puts new ones in their place.
+
+    Args:
+        model: its buffers are copied.
+        own: names of parameters that are copied too; those that are one tensor stay one.
+
+    Raises:
+        ModelError: where the model cannot be copied.
+    """
+    copied = {id(model.get_parameter(name)) for name in own}
+    return _copied(model, {id(one): one for one in model.parameters() if id(one) not in copied})
+
+
+def _copied(model: nn.Module, shared: dict[int, Any]) -> nn.Module:
     try:
-        return copy.deepcopy(model).cpu().float().eval()
+        return copy.deepcopy(model, shared)
     except RuntimeError as error:
         raise ModelError(
             f"the model cannot be copied: {first_line(error)}; remove such hooks (weight_norm?) first"

@@ -13,7 +13,10 @@ of the silenced model for the cut one.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,12 +25,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from compress.methods.groups import ChannelGroup, Coupled
+from compress.methods.groups import ChannelGroup, sharing_copy
 
 _CLOSE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Largest error, as a fraction of what silencing the channels changes."""
 _ROUNDING = {torch.float64: 1e-11, torch.float32: 1e-6}
 """Largest error, as a fraction of the outputs."""
+_ENOUGH = 0.75
+"""Fraction of a group's channels that must make a difference for the samples of a proof, where more samples can bring it."""
 CANNOT_TELL = "a trial with random weights cannot tell:"
 
 
@@ -79,18 +84,6 @@ def silence(model: nn.Module, groups: Iterable[ChannelGroup], removed: Mapping[s
     return silenced
 
 
-def sharing_copy(model: nn.Module, own: Iterable[str] = ()) -> nn.Module:
-    """A copy whose parameters are the very ones of `model`, for surgery, which puts new ones in their place.
-
-    Args:
-        model: its buffers are copied.
-        own: names of parameters that are copied too; those that are one tensor stay one.
-    """
-    copied = {id(model.get_parameter(name)) for name in own}
-    shared = {id(parameter): parameter for parameter in model.parameters() if id(parameter) not in copied}
-    return copy.deepcopy(model, shared)  # type: ignore[arg-type]
-
-
 def in_double(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[nn.Module, tuple[Tensor, ...], list[Tensor]]:
     """Model and inputs in float64, or as they are where the model cannot compute in it, and its outputs.
 
@@ -109,52 +102,76 @@ def in_double(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[nn.Module,
         return model, example, outputs_for(model, example)
 
 
-def unseen(model: nn.Module, groups: Iterable[ChannelGroup], example: tuple[Tensor, ...]) -> list[str]:
-    """Names of the groups that make no difference to the outputs for this example, so that nothing proves their wires.
+@dataclass(frozen=True)
+class Seen:
+    """Which groups a proof can tell anything of."""
 
-    Those whose reading weights all have the gradient zero: behind a ReLU that is never on, or inputs of zeros. Samples are
-    looked at one by one, and no more of them than are needed.
+    dark: tuple[str, ...]
+    """Names of groups that make no difference to the outputs, so that nothing proves their wires."""
+    samples: int
+    """So many of the first samples are enough to tell of the others."""
+
+
+def seen(model: nn.Module, groups: Iterable[ChannelGroup], example: tuple[Tensor, ...]) -> Seen:
+    """Which groups make a difference to the outputs for this example, and how many of its samples that takes.
+
+    A channel makes none where all weights that read it have the gradient zero: behind a ReLU that is never on, or inputs of
+    zeros. Samples are looked at one by one, until three quarters of the channels of each group have made one.
     """
-    dark = {group.name: [item for item in group.coupled if item.reads] for group in groups}
-    parameters = {item.tensor: model.get_parameter(item.tensor) for items in dark.values() for item in items}
-    required = [parameter.requires_grad for parameter in parameters.values()]
-    try:
-        for parameter in parameters.values():
-            parameter.requires_grad_(True)
-        for sample in range(len(example[0])):
-            if dark:
-                gradients = dict(zip(parameters, _gradients(model, parameters, example, sample), strict=True))
-                dark = {name: items for name, items in dark.items() if not _shows(items, gradients)}
-    finally:
-        for parameter, before in zip(parameters.values(), required, strict=True):
-            parameter.requires_grad_(before)
-    return list(dark)
+    known = list(groups)
+    places = {(item.tensor, item.axis) for group in known for item in group.coupled if item.reads}
+    shown: dict[str, set[int]] = {group.name: set() for group in known}
+    samples = 0
+    while samples < len(example[0]) and any(len(shown[group.name]) < _ENOUGH * group.channels for group in known):
+        on = _on(model, places, example, samples)
+        samples += 1
+        for group in known:
+            for item in group.coupled:
+                if item.reads:
+                    pairs = zip(item.slices, item.roots, strict=True)
+                    shown[group.name].update(root for s, root in pairs if on[item.tensor, item.axis][s])
+    return Seen(tuple(name for name, channels in shown.items() if not channels), samples)
 
 
-def _gradients(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], example: tuple[Tensor, ...], sample: int
-) -> Sequence[Tensor | None]:
-    """Gradients of a weighted sum of the outputs for one sample; for all of them where the model takes no single one."""
+def _on(
+    model: nn.Module, places: Iterable[tuple[str, int]], example: tuple[Tensor, ...], sample: int
+) -> dict[tuple[str, int], list[bool]]:
+    """Whether slices of weights have a gradient other than zero, for a sample; for all where the model takes no single one."""
+    axes: dict[str, list[int]] = {}
+    for name, axis in places:
+        axes.setdefault(name, []).append(axis)
+    probe = sharing_copy(model)
+    on = {(name, axis): [False] * probe.get_parameter(name).shape[axis] for name, all_ in axes.items() for axis in all_}
+
+    def look(name: str, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        touched = parameter.grad != 0
+        for axis in axes[name]:
+            on[name, axis] = touched.movedim(axis, 0).reshape(touched.shape[axis], -1).any(1).tolist()
+        parameter.grad = None  # all together they are as large as the model
+
     # Any fixed weights of the outputs do; a plain sum would be constant behind a softmax.
     generator = torch.Generator().manual_seed(0)
-    with torch.enable_grad():
-        try:
-            answer = model(*(tensor[sample : sample + 1] for tensor in example))
-        except Exception:  # noqa: BLE001  # a user's forward may raise anything
-            answer = model(*example)
-        outputs = [output for output in _tensors(answer) if output.requires_grad]
-        total = sum((o * torch.randn(o.shape, generator=generator).to(o.dtype)).sum() for o in outputs)
-    if not isinstance(total, Tensor):
-        return [None] * len(parameters)
-    return torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
-
-
-def _shows(items: Iterable[Coupled], gradients: Mapping[str, Tensor | None]) -> bool:
-    for item in items:
-        gradient = gradients[item.tensor]
-        if gradient is not None and bool(gradient.index_select(item.axis, torch.tensor(item.slices)).any()):
-            return True
-    return False
+    before = [(parameter, parameter.requires_grad) for parameter in probe.parameters()]
+    try:
+        probe.requires_grad_(False)
+        with torch.enable_grad(), ExitStack() as hooks:
+            for name in axes:
+                read = probe.get_parameter(name).requires_grad_(True)
+                handle = read.register_post_accumulate_grad_hook(functools.partial(look, name))  # type: ignore[no-untyped-call]
+                hooks.callback(handle.remove)
+            try:
+                answer = probe(*(tensor[sample : sample + 1] for tensor in example))
+            except Exception:  # noqa: BLE001  # a user's forward may raise anything
+                answer = probe(*example)
+            outputs = [output for output in _tensors(answer) if output.requires_grad]
+            total = sum((o * torch.randn(o.shape, generator=generator).to(o.dtype)).sum() for o in outputs)
+            if isinstance(total, Tensor):
+                total.backward()  # type: ignore[no-untyped-call]
+    finally:
+        for parameter, required in before:
+            parameter.requires_grad_(required)
+    return on
 
 
 class Expected:

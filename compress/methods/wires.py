@@ -1,13 +1,14 @@
 """torch-pruning's dependency graph, with two kinds of wires that it gets wrong.
 
-Convolutions in groups, with as many channels out as in: channels of output group k are made from those of input group k and of
-no others, so both go as one, with the weights between them, and a convolution of fewer groups is left (Xie et al. 2017,
-"Aggregated Residual Transformations for Deep Neural Networks", arXiv:1611.05431, figure 3). A depthwise one has one channel
-per group. Channels that leave within the groups would have to be the same ones in each, as one weight tensor holds all groups.
+Convolutions in groups, with as many channels out as in: channels of output group k are made from those of input group k
+and of no others, so both go as one, with the weights between them, and a convolution of fewer groups is left (Xie et al.
+2017, "Aggregated Residual Transformations for Deep Neural Networks", arXiv:1611.05431, figure 3). A depthwise one has one
+channel per group. Channels that leave within the groups would have to be the same ones in each, as one weight tensor holds
+all groups.
 
-Shortcuts that pad channels with zeros (He et al. 2015, arXiv:1512.03385, section 3.3, option A): channel j of a narrow stream
-is channel `before` + j of a wide one. Which channels go decides how many zeros are left on either side, so a module must hold
-the two numbers.
+Shortcuts that pad channels with zeros (He et al. 2015, arXiv:1512.03385, section 3.3, option A): channel j of a narrow
+stream is channel `before` + j of a wide one. Which channels go decides how many zeros are left on either side, so a module
+must hold the two numbers.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ class WiredGraph(tp.DependencyGraph):  # type: ignore[misc]
         with warnings.catch_warnings(), torch.enable_grad(), ExitStack() as hooks:
             warnings.simplefilter("ignore")  # torch-pruning warns of bare parameters, which trials cover
             # Nobody goes back along the gradients, so activations need not be kept for it.
-            hooks.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: None))
+            nothing = torch.empty(0)
+            hooks.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda _: nothing, lambda _: nothing))
             for name, module in model.named_modules():
                 hooks.callback(module.register_forward_hook(functools.partial(self._see, name)).remove)
             self.build_dependency(
@@ -164,7 +166,7 @@ class WiredGraph(tp.DependencyGraph):  # type: ignore[misc]
 
     def _see(self, name: str, module: nn.Module, _: Any, output: Any) -> None:
         """Remember a module whose answer is images with padded channels. Of nested ones the innermost comes first."""
-        made_by = output.grad_fn if isinstance(output, Tensor) and output.dim() == 4 else None
+        made_by: Any = output.grad_fn if isinstance(output, Tensor) and output.dim() == 4 else None
         numbers = _numbers(made_by)
         if numbers is None or made_by in self._pads or made_by in self._fixed:
             return

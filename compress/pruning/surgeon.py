@@ -6,6 +6,7 @@ import fnmatch
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -14,21 +15,22 @@ from compress.data.base import Inputs
 from compress.edits import Attribute, Edit, Keep
 from compress.errors import StageError, first_line
 from compress.methods import attention
-from compress.methods.groups import ChannelGraph, ChannelGroup, copy_on_cpu, outputs_of
+from compress.methods.groups import ChannelGraph, ChannelGroup, copy_on_cpu, outputs_of, sharing_copy
 from compress.methods.silence import (
     CANNOT_TELL,
     Expected,
     in_double,
     outputs_for,
     randomise,
-    sharing_copy,
+    seen,
     silence,
-    unseen,
 )
 from compress.methods.trial import find_broken
 
 _MOST_SIZES = 16
 """Ways tried to set the sizes that a model remembers."""
+_LEAST_SAMPLES = 2
+"""As a model may take a batch of one for something else."""
 _OUTPUTS = "they are outputs of the model"
 Removed = Mapping[str, Sequence[int]]
 """Channels to remove, by the name of their group."""
@@ -56,13 +58,15 @@ class Surgeon:
         Raises:
             StageError: where torch-pruning cannot trace the model.
         """
-        self.model, self._example, self._protect, self._warn = copy_on_cpu(model), example, protect, warn
+        self.model, self._example, self._protect, self._warn = _on_cpu(model), example, protect, warn
         self.left_alone: dict[str, str] = {}
         """Why a group stays whole, by its name."""
         self.groups: list[ChannelGroup] = self._candidates()
         """Those that may be pruned, as far as is known."""
         self._by_name = {group.name: group for group in self.groups}
         self._random, self._tried, self._full = in_double(randomise(copy_on_cpu(model)), samples)
+        self._needed: set[tuple[str, str]] = set()
+        """Sizes that the model remembers and that a trial has found to be needed."""
 
     def exclude(self, reasons: Mapping[str, str]) -> None:
         """Leave groups alone for reasons of the caller."""
@@ -78,8 +82,12 @@ class Surgeon:
                     self.left_alone[group.name] = _OUTPUTS
                 else:
                     self._leave_alone([(group, "what reads them is no layer that this tool knows to cut")])
-        dark = set(unseen(self._random, read, self._tried))
+        shown = seen(self._random, read, self._tried)
+        dark = set(shown.dark)
         reason = f"{CANNOT_TELL} they make no difference to the outputs for {len(self._tried[0])} training samples"
+        if (samples := max(_LEAST_SAMPLES, shown.samples)) < len(self._tried[0]):
+            self._tried = tuple(tensor[:samples] for tensor in self._tried)
+            self._full = outputs_for(self._random, self._tried)
         self._leave_alone([(group, reason) for group in read if group.name in dark])
         self._try([group for group in read if group.name not in dark], removed)
 
@@ -200,12 +208,16 @@ class Surgeon:
         if reason is None:
             return edits
         for sizes in self._remembered_sizes(edits):
+            known = [size for size in sizes if (size.module, size.name) in self._needed]
+            if known and difference((*edits, *known)) is None:
+                return (*edits, *known)
             if difference((*edits, *sizes)) is None:
                 needed = list(sizes)
                 for size in sizes:  # many are needed by nobody, and only equal the width by chance
                     others = [other for other in needed if other is not size]
                     if difference((*edits, *others)) is None:
                         needed = others
+                self._needed |= {(size.module, size.name) for size in needed}
                 return (*edits, *needed)
         raise BrokenError(reason)
 
@@ -233,6 +245,13 @@ class Surgeon:
         for way in itertools.islice(ways, _MOST_SIZES):
             chosen = dict(zip(used, way, strict=True))
             yield tuple(Attribute(module=path, name=key, value=chosen[value]) for path, key, value in found)
+
+
+def _on_cpu(model: nn.Module) -> nn.Module:
+    """The model on the CPU, in float32 and evaluation mode: other modules, but its own weights where they are so already."""
+    tensors = (tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point())
+    fits = all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
+    return sharing_copy(model).eval() if fits else copy_on_cpu(model)
 
 
 def cut(model: nn.Module, edits: Sequence[Edit]) -> nn.Module:
