@@ -120,9 +120,7 @@ class StepsConfig(Config):
 
 
 class IterativeConfig(StepsConfig):
-    """Each cut takes the same fraction of what is left; pruning and training in turns is that of Han et al. 2015,
-    arXiv:1506.02626.
-    """
+    """Each cut takes the same fraction of what is left (cuts and training in turns: Han et al. 2015, arXiv:1506.02626)."""
 
     steps: int = Field(default=4, ge=2, le=1000, description="Cuts in all.")
 
@@ -158,7 +156,8 @@ class LayerLimits(Config):
         default=None, description="Fraction of the channels that is kept at least; left out: that of the stage."
     )
     ceiling: OpenFraction | None = Field(
-        default=None, description="Fraction of the channels that is kept at most: the others go, whatever the target says."
+        default=None,
+        description="Fraction of the channels that is kept at most: the others go, whatever the target says.",
     )
     multiple: int | None = Field(
         default=None,
@@ -187,7 +186,8 @@ class SparsityConfig(Config):
     )
     weight: float = Field(
         gt=0.0,
-        description="Factor of the penalty: around 1e-4 to 1e-3 for group_lasso; of group_growing that of the last step, 0.1 to 1.",
+        description="Factor of the penalty, such as 1e-4 to 1e-3 for group_lasso; of group_growing the one of the last step, "
+        "such as 0.1 to 1.",
     )
     epochs: int = Field(default=2, ge=1, le=100_000, description="Passes over the training split.")
 
@@ -223,10 +223,13 @@ class PruneConfig(StageConfig):
         default=(), description="Layer names, with * and ?, whose output channels stay as they are."
     )
     layers: tuple[LayerLimits, ...] = Field(
-        default=(), description="Limits of single layers, in place of `floor` and `multiple`; the first that matches counts."
+        default=(),
+        description="Limits of single layers, in place of `floor` and `multiple`; the first that matches counts.",
     )
     schedule: PruneSchedule = PruneSchedule(one_shot=OneShotConfig())
-    sparsity: SparsityConfig | None = Field(default=None, description="Training towards sparse channels, before any cut.")
+    sparsity: SparsityConfig | None = Field(
+        default=None, description="Training towards sparse channels, before any cut."
+    )
     batchnorm_samples: BatchNormSamples = 512
     recovery: RecoveryConfig | None = Field(
         default=RecoveryConfig(),

@@ -63,9 +63,7 @@ def relative_strength(squares: Float[Tensor, " channels"], alpha: float = 4.0) -
     return torch.exp2(alpha * (squares.max() - squares) / spread)
 
 
-def group_lasso(
-    squares: Float[Tensor, " channels"], strength: Float[Tensor, " channels"]
-) -> Float[Tensor, ""]:
+def group_lasso(squares: Float[Tensor, " channels"], strength: Float[Tensor, " channels"]) -> Float[Tensor, ""]:
     """The sum of the channels' norms, each times its strength: Σ γ_k √I_k.
 
     Unlike a sum of squares it pulls at a small channel as hard as at a large one, so that small ones come to zero as a whole.

@@ -192,13 +192,12 @@ class Chooser:
 class _Remaining:
     """What remains of the whole model after a cut."""
 
-    def __init__(
-        self, model: nn.Module, example: Inputs, whole: Whole, counted: Literal["macs", "parameters"]
-    ) -> None:
+    def __init__(self, model: nn.Module, example: Inputs, whole: Whole, counted: Literal["macs", "parameters"]) -> None:
         now = Whole(parameters(model), macs(model, tuple(tensor[:1] for tensor in example)), {})
         self._size = Size(model, output_positions(model, example), now.parameters, now.macs)
         # Where nothing has gone yet this is 1.
-        self._share, self._counted = getattr(now, counted) / max(1, getattr(whole, counted)), counted
+        self._share: float = getattr(now, counted) / max(1, getattr(whole, counted))
+        self._counted = counted
 
     def of(self, selection: Selection, kept: Kept) -> float:
         """The fraction of the whole that remains where these channels stay."""

@@ -125,9 +125,7 @@ def recover(
     return recovered(model, config, batchnorm_samples, context).training
 
 
-def recovered(
-    model: nn.Module, config: RecoveryConfig | None, batchnorm_samples: int, context: Context
-) -> Recovered:
+def recovered(model: nn.Module, config: RecoveryConfig | None, batchnorm_samples: int, context: Context) -> Recovered:
     """Mend `model` in place after surgery: the statistics of its batch norms, then by training.
 
     By default it learns from the answers of the reference model. What is no better on validation than before is not kept.

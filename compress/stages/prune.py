@@ -171,9 +171,7 @@ def _last_cut(parent: Checkpoint, aim: Aim, work: _Work, context: Context) -> Dr
     for note in choice.notes:
         context.note(note)
     following = replace(context, progress=_counting_on(work, context.progress))
-    training = recover(
-        work.model, work.config.recovery, work.config.batchnorm_samples if trail.edits else 0, following
-    )
+    training = recover(work.model, work.config.recovery, work.config.batchnorm_samples if trail.edits else 0, following)
     return Draft(parent.arch, (*parent.edits, *trail.edits), work.model, training=trail.longer(training).rows)
 
 
@@ -268,9 +266,8 @@ def _folder(parent: Checkpoint, config: PruneConfig, context: Context) -> Path:
 
 
 def _told(found: Recovered) -> str:
-    return (
-        f"{found.straight:.2f} % on validation straight after it, {found.kept:.2f} % after {_epochs(found.training)} of training"
-    )
+    trained = f"{found.kept:.2f} % after {_epochs(found.training)} of training"
+    return f"{found.straight:.2f} % on validation straight after it, {trained}"
 
 
 def _epochs(rows: tuple[dict[str, float | int], ...]) -> str:

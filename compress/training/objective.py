@@ -22,7 +22,6 @@ from compress.training.perturb import Perturbation
 from compress.training.teachers import Teacher
 from compress.training.terms import ANSWERS, Step, value_at
 
-
 Penalty: TypeAlias = Callable[[nn.Module, float], Tensor]
 """From a model and the position in its training, 0 to 1, to a scalar that is added to the loss of each step."""
 
