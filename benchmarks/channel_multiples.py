@@ -134,7 +134,8 @@ def found(files: Sequence[File]) -> dict[str, Any]:
     pays = [
         {"channels": c, "faster": faster, "time": median[faster] / median[c]}
         for c in order
-        if (faster := min((d for d in order if d > c), key=lambda d: median[d], default=c)) and median[faster] < median[c]
+        if (faster := min((d for d in order if d > c), key=lambda d: median[d], default=c))
+        and median[faster] < median[c]
     ]
     return {"channels": rows, "multiples": by_multiple(files), "pays": pays}
 
@@ -156,11 +157,12 @@ def told(case: str, precision: str, result: dict[str, Any]) -> str:
     """A few lines for people."""
     lines = [f"{case} {precision}"]
     for multiple, ratio in result["multiples"].items():
-        lines.append(
-            f"  multiples of {multiple:>2}: {ratio['value']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}] of the time per MAC of others"
-        )
+        interval = f"{ratio['value']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+        lines.append(f"  multiples of {multiple:>2}: {interval} of the time per MAC of others")
     fast = sorted((row for row in result["channels"] if row["over_neighbours"]), key=lambda row: row["over_neighbours"])
-    lines.append("  fastest for their size: " + ", ".join(f"{r['channels']} ({r['over_neighbours']:.2f})" for r in fast[:5]))
+    lines.append(
+        "  fastest for their size: " + ", ".join(f"{r['channels']} ({r['over_neighbours']:.2f})" for r in fast[:5])
+    )
     if result["pays"]:
         some = ", ".join(f"{one['channels']} (as {one['faster']}: {one['time']:.2f})" for one in result["pays"])
         lines.append(f"  slower than more channels: {some}")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import pairwise
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ finals, steps = st.floats(0.01, 0.99), st.integers(1, 40)
 def test_geometric_cuts_take_the_same_fraction_of_what_is_left(final, steps):
     left = [1.0, *geometric(final, steps)]
     assert left[-1] == final
-    for before, after in zip(left, left[1:], strict=False):
+    for before, after in pairwise(left):
         assert after / before == pytest.approx(final ** (1 / steps))
 
 
@@ -47,7 +48,7 @@ def test_cubic_cuts_are_those_of_the_paper(final, steps):
         # s_t = s_f + (s_i - s_f) (1 - (t - t_0) / (n Δt))³ with s_i = t_0 = 0
         assert 1 - share == pytest.approx(gone + (0 - gone) * (1 - step / steps) ** 3)
     taken = [before - after for before, after in zip([1.0, *left], left, strict=False)]
-    assert all(later < earlier for earlier, later in zip(taken, taken[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(taken))
 
 
 @pytest.mark.parametrize("target", [{"macs": 0.4}, {"parameters": 0.4}, {"ratio": 0.6}])
@@ -213,7 +214,7 @@ def test_a_file_that_is_no_whole_part_is_told(workshop, trained):
         workshop.draft(trained, "prune", progress=kill_at(3), **settings)
     (path,) = (workshop.folder / "scratch").glob("parts-*/parts.safetensors")
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(StageError, match="cannot be read; remove .* to begin anew"):
+    with pytest.raises(StageError, match=r"cannot be read; remove .* to begin anew"):
         workshop.draft(trained, "prune", **settings)
 
 

@@ -289,7 +289,8 @@ class _Remaining:
         now = Whole(parameters(model), macs(model, tuple(tensor[:1] for tensor in example)), {})
         self._size = Size(model, output_positions(model, example), now.parameters, now.macs)
         # Where nothing has gone yet this is 1.
-        self._share, self._counted = getattr(now, counted) / max(1, getattr(whole, counted)), counted
+        self._share: float = getattr(now, counted) / max(1, getattr(whole, counted))
+        self._counted = counted
 
     def of(self, selection: Selection, kept: Kept) -> float:
         """The fraction of the whole that remains where these channels stay."""
