@@ -420,6 +420,16 @@ def test_all_processes_make_the_trials_of_the_leader_and_end_with_its_model(benc
     assert wrong_in(second) == wrong_in(first)
 
 
+def test_processes_make_no_trial_that_the_leader_finds_made(bench):
+    first, _ = bench.search(bench.stage(linear), trials=5)
+    bench.tried.clear()
+    leader = Leader()
+    bench.search(bench.stage(linear), trials=5, group=leader)
+    second, _ = bench.search(bench.stage(linear), trials=5, group=Follower(leader))
+    assert bench.tried == []
+    assert second.edits == first.edits
+
+
 # --- settings, plan and whole pipelines ------------------------------------------------------------------------------
 
 
