@@ -18,6 +18,8 @@ from compress.methods.ranking import below, isomorphic, normalised
 Kept: TypeAlias = Mapping[str, int]
 """How many channels stay, by group."""
 _SEARCH_STEPS = 40
+_NEAR = 0.01
+"""How far below a target, as a fraction of it, is near enough."""
 _ROUNDING = 1e-9
 """0.07 × 100 is a little more than 7: no reason to keep another multiple."""
 
@@ -182,7 +184,9 @@ class Selection:
         """The most channels that can stay while `remains` is at most `target`; None where it never is.
 
         What remains falls with the ratio in steps, as many groups lose a multiple at once. So the last step is taken group by
-        group, those first that lose the lowest scores for it, and only as far as the target needs.
+        group, those first that lose the lowest scores for it, and only as far as the target needs. A residual stream is one group
+        of a large part of the work: where its step goes far beyond the target, others get channels back, a multiple in turn,
+        those first whose scores are the highest.
         """
         low, high = 0.0, 1.0
         if remains(self.at(high)) > target:
@@ -195,9 +199,28 @@ class Selection:
         kept, goal = dict(self.at(low)), self.at(high)
         for group in sorted(self.groups, key=lambda each: self._lost(each, kept[each.name], goal[each.name])):
             kept[group.name] = goal[group.name]
-            if remains(kept) <= target:
+            if (left := remains(kept)) <= target:
                 break
+        return kept if left >= target * (1 - _NEAR) else self._refilled(kept, target, remains)
+
+    def _refilled(self, kept: dict[str, int], target: float, remains: Callable[[Kept], float]) -> dict[str, int]:
+        """As many channels more as the target allows."""
+        growing = list(self.groups)
+        while growing:
+            order = sorted(growing, key=lambda each: self._next(each, kept[each.name]), reverse=True)
+            growing = []
+            for group in order:
+                more = kept[group.name] + self._limits.multiple_of(group)
+                wider = {**kept, group.name: more}
+                if more <= min(group.channels, self._limits.range(group)[1]) and remains(wider) <= target:
+                    kept = wider
+                    growing.append(group)
         return kept
+
+    def _next(self, group: ChannelGroup, kept: int) -> float:
+        """The share of a group's scores that its next channels hold."""
+        wider = min(group.channels, kept + self._limits.multiple_of(group))
+        return self._lost(group, wider, kept)
 
     def _lost(self, group: ChannelGroup, before: int, after: int) -> float:
         """Share of a group's scores that goes with its next channels."""
