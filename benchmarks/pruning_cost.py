@@ -121,15 +121,15 @@ def measured(network: str, tool: str, threads: int) -> dict[str, Any]:
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")  # the largest so far begins anew
         before = resident("VmRSS")
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         model = prepared()
-        seconds = time.perf_counter() - started
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
         peak = resident("VmHWM") - before
         model.eval()
         # Only now: memory that was used and freed before would hide what pruning takes.
         whole = create(Arch(network, {"num_classes": CLASSES}), seed=0).eval()
         size, cost = parameters(whole), macs(whole, data.example())
-        found = {"seconds": seconds, "peak_bytes": peak, "model_bytes": 4 * size}
+        found = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": peak, "model_bytes": 4 * size}
         try:
             left = macs(model, data.example()) / cost
         except RuntimeError as error:  # what torch-pruning made does not run

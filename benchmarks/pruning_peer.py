@@ -6,7 +6,8 @@ training engine, same settings, same order of samples. Validation is 2,000 test 
 8,000 test images are measured once.
 
 torch-pruning does not see that the shortcuts of these networks pad with a number of channels that code fixes, and makes a
-network of its residual stream that fails in its forward pass. So it is told to ignore the layers that make the stream.
+network of its residual stream that fails in its forward pass. So it is told to ignore the layers that make the stream; `compress`
+is measured with the stream protected as well (the same groups), and as it is.
 
     python benchmarks/pruning_peer.py --data cifar10 --weights . --per-class 1000 --epochs 6 --seeds 0 1 2
     python benchmarks/pruning_peer.py --render                                                the table
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
 import shlex
 import sys
@@ -54,9 +56,15 @@ STEPS = 12
 """Bisections of torch-pruning's ratio."""
 
 
-def by_compress(parent: Checkpoint, target: float, context: Context) -> nn.Module:
+def by_compress(parent: Checkpoint, target: float, context: Context, protect: Sequence[str] = ()) -> nn.Module:
     """Our stage without batch norms or recovery: trials and proof included."""
-    settings = {"target": {"macs": target}, "multiple": 1, "recovery": None, "batchnorm_samples": 0}
+    settings = {
+        "target": {"macs": target},
+        "multiple": 1,
+        "recovery": None,
+        "batchnorm_samples": 0,
+        "protect": list(protect),
+    }
     return STAGES["prune"].load()(parent, PruneConfig.model_validate_json(json.dumps(settings)), context).model
 
 
@@ -88,6 +96,7 @@ def pruned_at(ratio: float, whole: nn.Module, example: Inputs) -> nn.Module:
 
 WAYS: Mapping[str, Callable[[Checkpoint, float, Context], nn.Module]] = {
     "compress": by_compress,
+    "compress, stream whole": functools.partial(by_compress, protect=["conv1", "*.conv2"]),
     "torch-pruning": by_torch_pruning,
 }
 
@@ -102,7 +111,7 @@ def timed(way: str, parent: Checkpoint, target: float, context: Context) -> tupl
 
 def record(way: str, seed: int, data: Dataset, parent: Checkpoint, folder: Path, arguments: Any) -> dict[str, Any]:
     """One pruning and one recovery."""
-    progress, scratch = Silent(), folder / f"{way}_{seed}"
+    progress, scratch = Silent(), folder / f"{list(WAYS).index(way)}_{seed}"
     context = Context(
         data.for_decisions(), parent, arguments.device, arguments.threads, seed, scratch, progress, frozenset()
     )
@@ -147,11 +156,13 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
             cells = [f"{mean(one[name] for one in rows):.2f}" for name in names]
             left = f"{100 * mean(one['macs_left'] for one in rows):.1f} %"
             lines.append(f"| `{way}` | {left} | {' | '.join(cells)} | {len(rows)} |")
-    ours, theirs = ({one["seed"]: one["test_percent"] for one in records if one["way"] == way} for way in WAYS)
-    both = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-    if both:
-        each = ", ".join(f"{difference:+.2f}" for difference in both)
-        lines += ["", f"Test, seed by seed, `compress` against `torch-pruning`: {each} points."]
+    found = {way: {one["seed"]: one["test_percent"] for one in records if one["way"] == way} for way in WAYS}
+    *ours, theirs = WAYS
+    for way in ours:
+        seeds = sorted(found[way].keys() & found[theirs].keys())
+        if seeds:
+            each = ", ".join(f"{found[way][seed] - found[theirs][seed]:+.2f}" for seed in seeds)
+            lines += ["", f"Test, seed by seed, `{way}` against `{theirs}`: {each} points."]
     return "\n".join(lines)
 
 
