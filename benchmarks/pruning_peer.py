@@ -38,7 +38,7 @@ from torch import nn
 
 from compress import CompressError, machine
 from compress.checkpoint import Checkpoint
-from compress.config.stages import PruneConfig, RecoveryConfig
+from compress.config import PruneConfig, RecoveryConfig
 from compress.data.base import Dataset, Inputs
 from compress.data.load import load_data
 from compress.events import Silent

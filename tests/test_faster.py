@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from compress.config import FactorizeConfig
-from compress.config.stages import Split as ConfigSplit
+from compress.config.factorize import Split as ConfigSplit
 from compress.edits import Factor, Split
 from compress.errors import StageError
 from compress.factorization.calls import Call

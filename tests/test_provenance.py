@@ -9,7 +9,7 @@ import pytest
 
 from compress import provenance
 from compress.config import ModelConfig, PruneConfig
-from compress.config.stages import PruneTarget
+from compress.config.prune import PruneTarget
 from compress.provenance import closure, code_digest, differences, identity, key_digest, versions
 from compress.stages import SOURCE_MODULE, STAGES
 

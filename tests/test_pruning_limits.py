@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.config.stages import LayerLimits
+from compress.config.prune import LayerLimits
 from compress.errors import StageError
 from compress.methods.groups import ChannelGroup
 from compress.pruning.choice import limits_for, warn_of_idle_limits

@@ -4,7 +4,7 @@ import pytest
 import torch
 from training_cases import LABELS, Trainer, best_epoch, bits, mislabelled, same
 
-from compress.config.stages import SparsityConfig
+from compress.config.prune import SparsityConfig
 from compress.methods.groups import ChannelGraph, copy_on_cpu
 from compress.methods.sparsity import channel_squares, group_lasso, growing_decay, relative_strength
 from compress.models.factory import Arch, create

@@ -1,6 +1,6 @@
 """Pipeline files: the settings classes and the loader. Plain data: nothing here imports torch."""
 
-from compress.config.base import Config
+from compress.config.base import Config, StageConfig
 from compress.config.data import (
     AnyDataConfig,
     ArraysConfig,
@@ -13,7 +13,7 @@ from compress.config.data import (
     TorchvisionConfig,
     Validation,
 )
-from compress.config.guard import StageBudgetConfig, SurgeryTarget
+from compress.config.factorize import FactorizeConfig
 from compress.config.load import load_pipeline
 from compress.config.losses import (
     AttentionConfig,
@@ -31,20 +31,17 @@ from compress.config.losses import (
     TeacherLabelsConfig,
 )
 from compress.config.pipeline import BenchConfig, BudgetConfig, LatencyConfig, Pipeline, SensitivityConfig
+from compress.config.prune import PruneConfig
 from compress.config.stages import (
     STAGE_CONFIGS,
     CalibrationConfig,
     DistillConfig,
     ExportConfig,
-    FactorizeConfig,
-    PruneConfig,
     QuantizeConfig,
-    RecoveryConfig,
-    StageConfig,
     StageEntry,
-    SurgeryConfig,
     TrainConfig,
 )
+from compress.config.surgery import RecoveryConfig, StageBudgetConfig, SurgeryConfig, SurgeryTarget
 from compress.config.training import (
     EnsembleConfig,
     ModelConfig,

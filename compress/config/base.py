@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -58,3 +58,10 @@ class OneOf(Config):
     def settings(self) -> Any:
         """What stands under the one key."""
         return getattr(self, self.kind)
+
+
+class StageConfig(Config):
+    """Settings of a stage, and the form of model it takes and gives."""
+
+    takes: ClassVar[tuple[str, ...]] = ("float",)
+    gives: ClassVar[str] = "float"

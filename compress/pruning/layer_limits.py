@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Sequence
 
-from compress.config.stages import LayerLimits
+from compress.config.prune import LayerLimits
 from compress.errors import nearest
 
 

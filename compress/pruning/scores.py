@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.config.stages import Criterion, Reduction
+from compress.config.prune import Criterion, Reduction
 from compress.data.base import Batch
 from compress.methods.groups import ChannelGroup, Coupled
 from compress.methods.importance import (

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from compress.config.stages import Normalization, Ranking
+from compress.config.prune import Normalization, Ranking
 from compress.methods.groups import ChannelGroup
 from compress.methods.importance import lowest
 from compress.methods.ranking import below, isomorphic, normalised

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from compress.config.stages import SparsityConfig
+from compress.config.prune import SparsityConfig
 from compress.methods.groups import ChannelGroup, Coupled
 from compress.methods.sparsity import channel_squares, group_lasso, growing_decay, relative_strength
 from compress.pruning.surgeon import Removed

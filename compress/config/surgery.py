@@ -1,13 +1,14 @@
-"""Settings of a stage that goes only as far as the accuracy allows."""
+"""What the settings of `prune` and `factorize` share: how far they go, what that may cost, and what mends it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from compress.config.base import Config, OneOf
+from compress.config.base import Config, OneOf, StageConfig
+from compress.config.training import TaughtConfig, imitates
 
 
 class StageBudgetConfig(Config):
@@ -42,3 +43,35 @@ class SurgeryTarget(OneOf):
     def at(self, value: float) -> Self:
         """The same target, of the same kind, at another value."""
         return type(self).model_validate({self.kind: value})
+
+
+class SurgeryConfig(StageConfig):
+    """Settings of a stage that makes a model smaller as far as its target says."""
+
+    target: SurgeryTarget
+    budget: StageBudgetConfig | None = Field(
+        default=None, description="Go only as far towards `target` as this allows; null goes all the way."
+    )
+
+
+class RecoveryConfig(TaughtConfig):
+    """Training after surgery: distillation from the reference model unless the losses say otherwise."""
+
+    epochs: int = Field(default=5, ge=1, le=100_000, description="Passes over the training split.")
+    learning_rate: float = Field(default=0.05, gt=0.0, description="Peak learning rate.")
+
+    @model_validator(mode="after")
+    def _no_peers(self) -> Self:
+        if any(imitates(entry, "peers") for entry in self.losses):
+            raise ValueError("losses: recovery has no peers; 'from: peers' is for the stage 'distill'")
+        return self
+
+
+BatchNormSamples = Annotated[
+    int,
+    Field(
+        ge=0,
+        description="Training samples, not augmented, from which batch norms find their statistics anew after surgery, before "
+        "any recovery; kept where validation gains by it. 0 leaves them.",
+    ),
+]
