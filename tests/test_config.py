@@ -89,7 +89,7 @@ bench:
             "p.yaml:5: model.kwarg: unknown key (allowed: factory, kwargs, weights); did you mean 'kwargs'?",
             f"p.yaml:7: stages.0.trian: unknown stage (there are: {names}); did you mean 'train'?",
             f'p.yaml:8: stages.1.prune.criterion: must be {criteria}, got "l3"',
-            "p.yaml:8: stages.1.prune.target.mac: unknown key (allowed: macs, parameters, ratio); did you mean 'macs'?",
+            "p.yaml:8: stages.1.prune.target.mac: unknown key (allowed: macs, parameters, latency, ratio); did you mean 'macs'?",
             'p.yaml:8: stages.1.prune.multiple: must be a whole number, got "4"',
             "p.yaml:8: stages.1.prune.recovery.epochs: must be greater than or equal to 1, got 0",
             f"p.yaml:10: stages.3: 'factorize' cannot come after {after}: {takes}; put 'factorize' before it",
@@ -266,7 +266,7 @@ def test_bad_data(refuse, data, message):
         ("prune: {target: {macs: 0.5, ratio: 0.5}}", "stages.0.prune.target: must have exactly one of the keys macs, "),
         (
             "prune: {target: {macs: }}",
-            "stages.0.prune.target: must have exactly one of the keys macs, parameters, ratio",
+            "stages.0.prune.target: must have exactly one of the keys macs, parameters, latency, ratio",
         ),
         ("prune: {budget: {}}", "stages.0.prune.budget.accuracy_drop: is missing"),
         ("prune: {budget: 1.0}", "stages.0.prune.budget: must be a mapping, got 1.0"),
@@ -499,7 +499,7 @@ def test_overriding_one_alias_leaves_the_other_stage_alone(load):
 def test_second_override_of_a_one_of_names_both(refuse):
     (line,) = refuse(stages("prune: {target: {macs: 0.5}}"), "stages.prune.target.ratio=0.3")
     assert line.endswith(
-        "stages.0.prune.target: must have exactly one of the keys macs, parameters, ratio; got macs and ratio"
+        "stages.0.prune.target: must have exactly one of the keys macs, parameters, latency, ratio; got macs and ratio"
     )
 
 

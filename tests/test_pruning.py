@@ -143,7 +143,7 @@ def test_a_random_choice_follows_the_seed(workshop, trained):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"normalize": "max"}, "normalize: with ranking 'local' groups are never compared"),
+        ({"normalize": "max"}, "normalize: with ranking 'local' scores of groups are never compared"),
         ({"samples": 9}, "samples: 'l1' looks at no samples"),
         ({"criterion": "random", "reduction": "max"}, "reduction: 'random' has one score per channel"),
     ],

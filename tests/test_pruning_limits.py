@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from compress.config.prune import LayerLimits
 from compress.errors import StageError
 from compress.methods.groups import ChannelGroup
-from compress.pruning.choice import limits_for, warn_of_idle_limits
+from compress.pruning.layer_limits import limits_for, warn_of_idle_limits
 from compress.pruning.selection import Bounds, Limits, Selection
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -143,11 +143,16 @@ def _on(
     probe = sharing_copy(model)
     on = {(name, axis): [False] * probe.get_parameter(name).shape[axis] for name, all_ in axes.items() for axis in all_}
 
-    def look(name: str, parameter: Tensor) -> None:
+    alike: dict[int, list[str]] = {}
+    for name in axes:
+        alike.setdefault(id(probe.get_parameter(name)), []).append(name)  # a tied tensor has several names
+
+    def look(names: Sequence[str], parameter: Tensor) -> None:
         assert parameter.grad is not None
         touched = parameter.grad != 0
-        for axis in axes[name]:
-            on[name, axis] = touched.movedim(axis, 0).reshape(touched.shape[axis], -1).any(1).tolist()
+        for name in names:
+            for axis in axes[name]:
+                on[name, axis] = touched.movedim(axis, 0).reshape(touched.shape[axis], -1).any(1).tolist()
         parameter.grad = None  # all together they are as large as the model
 
     # Any fixed weights of the outputs do; a plain sum would be constant behind a softmax.
@@ -156,9 +161,9 @@ def _on(
     try:
         probe.requires_grad_(False)
         with torch.enable_grad(), ExitStack() as hooks:
-            for name in axes:
-                read = probe.get_parameter(name).requires_grad_(True)
-                handle = read.register_post_accumulate_grad_hook(functools.partial(look, name))  # type: ignore[no-untyped-call]
+            for names in alike.values():
+                read = probe.get_parameter(names[0]).requires_grad_(True)
+                handle = read.register_post_accumulate_grad_hook(functools.partial(look, names))  # type: ignore[no-untyped-call]
                 hooks.callback(handle.remove)
             try:
                 answer = probe(*(tensor[sample : sample + 1] for tensor in example))

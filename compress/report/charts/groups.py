@@ -8,13 +8,13 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from compress.measured import GroupSensitivity, PruningSensitivity
 from compress.report import text
-from compress.report.charts.canvas import FONT_SIZE, add_axes, calm, draw
-from compress.report.svg import INK, MARK, QUIET, SOFT
+from compress.report.charts.canvas import add_axes, calm, draw
+from compress.report.svg import MARK, QUIET, SOFT
 
 HEIGHT = 220.0
-_LEFT, _RIGHT = 46.0, 12.0  # points
-NAMED = 3
-"""Groups whose names are told."""
+_LEFT, _RIGHT = 46.0, 20.0  # points
+MARKED = 3
+"""Groups that stand out: those at the head of the table below."""
 
 
 def draw_groups(name: str, stage: str, found: PruningSensitivity) -> str:
@@ -30,7 +30,7 @@ def draw_groups(name: str, stage: str, found: PruningSensitivity) -> str:
     def paint(figure: Figure) -> None:
         axes = add_axes(figure, _LEFT, 34, _RIGHT, 28)
         for group in reversed(ranked):
-            _line(axes, found.percent, group, is_named=group in ranked[:NAMED])
+            _line(axes, found.percent, group, is_marked=group in ranked[:MARKED])
         axes.set_xlim(0, 100)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
@@ -39,7 +39,7 @@ def draw_groups(name: str, stage: str, found: PruningSensitivity) -> str:
         axes.set_xlabel("Channels silenced", color=QUIET)
         calm(axes, "Validation accuracy, one group at a time", _LEFT)
 
-    worst = ", ".join(f"{text.plain(group.name)} {text.percent(lowest(group))}" for group in ranked[:NAMED])
+    worst = ", ".join(f"{text.plain(group.name)} {text.percent(lowest(group))}" for group in ranked[:MARKED])
     told = (
         f"{text.plural(len(ranked), 'group')}; {text.percent(found.percent)} with all channels, at the lowest {worst}."
     )
@@ -51,23 +51,10 @@ def lowest(group: GroupSensitivity) -> float:
     return min((step.percent for step in group.steps), default=100.0)
 
 
-def _line(axes: Axes, whole: float, group: GroupSensitivity, *, is_named: bool) -> None:
+def _line(axes: Axes, whole: float, group: GroupSensitivity, *, is_marked: bool) -> None:
     shares = [0.0, *(100.0 * step.silenced / group.channels for step in group.steps)]
     percents = [whole, *(step.percent for step in group.steps)]
-    colour, width = (MARK, 1.6) if is_named else (SOFT, 0.9)
+    colour, width = (MARK, 1.6) if is_marked else (SOFT, 0.9)
     axes.plot(
-        shares, percents, color=colour, linewidth=width, marker="o", markersize=3 if is_named else 2, clip_on=False
+        shares, percents, color=colour, linewidth=width, marker="o", markersize=3 if is_marked else 2, clip_on=False
     )
-    if is_named:
-        axes.annotate(
-            text.plain(group.name),
-            xy=(shares[-1], percents[-1]),
-            xytext=(-4, 3),
-            textcoords="offset points",
-            ha="right",
-            va="bottom",
-            color=INK,
-            fontsize=FONT_SIZE,
-            annotation_clip=False,
-            parse_math=False,
-        )
