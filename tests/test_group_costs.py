@@ -1,18 +1,22 @@
 """`ranking: sensitivity`: what groups cost decides how much each loses; and targets of measured latency."""
 
+import functools
 import json
 import re
 from dataclasses import replace
 
 import pytest
+import torch
 from test_pruning_sensitivity import group_of
 
+from compress.bench.trial_latency import layer_times
 from compress.config import PruneConfig
 from compress.edits import Keep
 from compress.errors import StageError
 from compress.measured import GroupSensitivity, PruningSensitivity, SilencedChannels
 from compress.models.cost import macs
 from compress.pruning.allotment import Allotment, predicted_loss, told, with_removed
+from compress.pruning.pace import Pace
 from compress.pruning.selection import Limits
 from compress.stages import STAGES
 from compress.stages.base import Context
@@ -226,9 +230,13 @@ def test_times_that_cannot_be_reached_are_refused_with_what_can(workshop, traine
         )
 
 
-def test_a_real_model_is_timed_in_onnx_runtime(workshop, trained):
-    draft, context = workshop.draft(trained, "prune", **{**LATENCY, "target": {"latency": 0.99}, "floor": 0.2})
-    (note,) = (note for note in context.notes if "of the time remains" in note)
-    assert float(note.split()[0]) <= 0.99
-    assert "fp32, one sample, one thread" in note
-    assert draft.edits
+def test_real_models_are_timed_in_onnx_runtime(workshop, trained, tmp_path):
+    draft, _ = workshop.draft(trained, "prune", timer=by_work, **{**LATENCY, "target": {"latency": 0.4}})
+    timer = functools.partial(layer_times, rounds=2)
+    pace = Pace(timer, workshop.dataset.example(), tmp_path, lambda found: found())
+    times = pace.times(workshop.build(trained), draft.edits)
+    assert 0 < times.cut_ms < 2 * times.whole_ms
+    assert pace.times(workshop.build(trained), draft.edits) == times  # looked up
+    two = (torch.zeros(1, 3), torch.zeros(1, 3))
+    with pytest.raises(StageError, match="only models with one input, of floats"):
+        Pace(timer, two, tmp_path, lambda found: found())
