@@ -152,7 +152,9 @@ class Keys:
 
     def _measured_on(self, planned: Planned) -> dict[str, JsonValue]:
         """The CPU, for a stage whose result depends on how fast it is."""
-        return {"cpu": machine.cpu_model()} if getattr(planned.settings, "faster_by", 0) else {}
+        target = getattr(planned.settings, "target", None)
+        is_timed = getattr(planned.settings, "faster_by", 0) or getattr(target, "kind", None) == "latency"
+        return {"cpu": machine.cpu_model()} if is_timed else {}
 
     def shared(self) -> dict[str, str]:
         """What processes that train together must all have, by a name for messages."""

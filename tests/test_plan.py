@@ -264,12 +264,20 @@ def test_measurements_are_one_cpus_checkpoints_are_not(project, monkeypatch):
     assert {**other, "machine": measurement["machine"]} == measurement
 
 
-@pytest.mark.parametrize("faster_by", [0.0, 0.1])
-def test_what_is_decided_by_the_clock_is_one_cpus(faster_by, project, monkeypatch):
-    pipeline = project(stages=[{"factorize": {"faster_by": faster_by}}])
+@pytest.mark.parametrize(
+    ("stage", "is_timed"),
+    [
+        ({"factorize": {"faster_by": 0.0}}, False),
+        ({"factorize": {"faster_by": 0.1}}, True),
+        ({"prune": {"target": {"macs": 0.5}}}, False),
+        ({"prune": {"target": {"latency": 0.5}}}, True),
+    ],
+)
+def test_what_is_decided_by_the_clock_is_one_cpus(stage, is_timed, project, monkeypatch):
+    pipeline = project(stages=[stage])
     before = all_keys(pipeline)
     monkeypatch.setattr(machine, "cpu_model", lambda: "Another CPU")
-    assert (all_keys(pipeline) == before) == (faster_by == 0)
+    assert (all_keys(pipeline) != before) == is_timed
 
 
 def test_missing_data_is_told_before_keys_are_made(project):
