@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.bench import profile as profiling
-from compress.bench import profile_worker
+from compress.bench import profile_worker, single_answer
 from compress.bench.profile import profile
 from compress.errors import CompressError
 from compress.onnx_io.convert import serialized
@@ -72,7 +72,7 @@ def watched(monkeypatch, tmp_path):
             super().__init__(*args, **kwargs)
             processes.append(self)
 
-    monkeypatch.setattr(profiling.subprocess, "Popen", Popen)
+    monkeypatch.setattr(single_answer.subprocess, "Popen", Popen)
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return processes, folder
 
@@ -181,7 +181,7 @@ def test_open_sizes_are_profiled_at_the_shape_given(tmp_path, watched):
 def test_a_worker_that_fails_is_named_and_leaves_nothing(tmp_path, monkeypatch, float_file, watched, program, message):
     fake = tmp_path / "worker.py"
     fake.write_text(program)
-    monkeypatch.setattr(profiling, "START", fake)
+    monkeypatch.setattr(single_answer, "START", fake)
     monkeypatch.setattr(profiling, "PATIENCE_SECONDS", 1.0)
     with pytest.raises(CompressError, match=r"^profile of 'float\.onnx': .*" + message):
         profile(float_file, batch_size=1, threads=1, seconds=0.0)

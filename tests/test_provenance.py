@@ -25,6 +25,7 @@ USED = {
 }
 MEASURES = {
     "bench",
+    "bench.single_answer",
     "bench.trial_latency",
     "bench.trial_worker",
     "bench.latency_process",

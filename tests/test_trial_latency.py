@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress.bench import trial_latency
+from compress.bench import single_answer, trial_latency
 from compress.bench.trial_latency import layer_times
 from compress.errors import CompressError, ExportError
 
@@ -62,8 +62,8 @@ def test_what_cannot_be_exported_is_said():
 def test_a_process_that_fails_is_told_with_its_reason(tmp_path, monkeypatch):
     fake = tmp_path / "start.py"
     fake.write_text("import sys; sys.stdin.read(); sys.exit('no more memory')\n")
-    monkeypatch.setattr(trial_latency, "START", fake)
-    with pytest.raises(CompressError, match="times of layers: the process ended with code 1: no more memory"):
+    monkeypatch.setattr(single_answer, "START", fake)
+    with pytest.raises(CompressError, match="times of layers: its process ended with code 1: no more memory"):
         layer_times({"one": (nn.Linear(2, 2), (1, 2))}, **QUICK)
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compress.bench.latency_process import START
-from compress.errors import CompressError
+from compress.bench.single_answer import answer_of
 from compress.measured import OperatorTime, Profile
 
 PATIENCE_SECONDS = 300.0
@@ -57,34 +53,7 @@ def profile(
 
 def _ask(request: dict[str, Any]) -> dict[str, Any]:
     """What the worker answers; nothing of it is left, neither process nor file."""
-    name = Path(request["path"]).name
-    patience = PATIENCE_SECONDS + request["seconds"]
-    with (
-        # Made and removed here, so that a worker that is killed leaves nothing behind.
-        tempfile.TemporaryDirectory(prefix="compress-") as folder,
-        # Run as a file with -P: a module of the user's folder named like a standard one must not be picked up.
-        subprocess.Popen(  # noqa: S603 (our own interpreter and file)
-            [sys.executable, "-P", str(START), "profile_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            errors="replace",
-        ) as process,
-    ):
-        try:
-            answer, log = process.communicate(json.dumps({**request, "folder": folder}), timeout=patience)
-        except subprocess.TimeoutExpired:
-            raise CompressError(f"profile of '{name}': no answer for {patience:.0f} s") from None
-        finally:
-            # It holds nothing worth saving, and after an error it may never end.
-            process.kill()
-    try:
-        found: dict[str, Any] = json.loads(answer)
-    except ValueError:
-        lines = log.strip().splitlines()
-        last = f": {lines[-1]}" if lines else ""
-        raise CompressError(f"profile of '{name}': its process ended with code {process.returncode}{last}") from None
-    if "error" in found:
-        raise CompressError(f"profile of '{name}': {found['error']}")
-    return found
+    # Made and removed here, so that a worker that is killed leaves nothing behind.
+    with tempfile.TemporaryDirectory(prefix="compress-") as folder:
+        name, patience = Path(request["path"]).name, PATIENCE_SECONDS + request["seconds"]
+        return answer_of("profile_worker", {**request, "folder": folder}, patience, f"profile of '{name}'")

@@ -16,9 +16,6 @@ What the time of a layer alone can tell is which of two layers for the same plac
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,10 +27,9 @@ import torch
 from onnx import TensorProto, helper, utils
 from torch import nn
 
-from compress.bench.latency_process import START
+from compress.bench.single_answer import answer_of
 from compress.bench.trial_worker import ROUNDS, SECONDS
 from compress.data.base import Input
-from compress.errors import CompressError
 from compress.onnx_io.convert import IR_VERSION, OPSET, serialized, to_onnx
 from compress.onnx_io.quantize import collect_ranges, quantize, resolved_target
 
@@ -121,28 +117,5 @@ def _ask(request: dict[str, Any]) -> list[float]:
     """What the worker answers; no process is left."""
     asked = request["rounds"] * len(request["files"])
     patience = PATIENCE_SECONDS + asked * (request["seconds"] + _CALLS * SLOWEST_CALL_SECONDS)
-    # Run as a file with -P: a module of the user's folder named like a standard one must not be picked up.
-    with subprocess.Popen(  # noqa: S603 (our own interpreter and file)
-        [sys.executable, "-P", str(START), "trial_worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        errors="replace",
-    ) as process:
-        try:
-            answer, log = process.communicate(json.dumps(request), timeout=patience)
-        except subprocess.TimeoutExpired:
-            raise CompressError(f"times of layers: no answer for {patience:.0f} s") from None
-        finally:
-            process.kill()
-    try:
-        found: dict[str, Any] = json.loads(answer)
-    except ValueError:
-        lines = log.strip().splitlines()
-        last = f": {lines[-1]}" if lines else ""
-        raise CompressError(f"times of layers: the process ended with code {process.returncode}{last}") from None
-    if "error" in found:
-        raise CompressError(f"times of layers: {found['error']}")
-    times: list[float] = found["milliseconds"]
+    times: list[float] = answer_of("trial_worker", request, patience, "times of layers")["milliseconds"]
     return times
