@@ -42,6 +42,7 @@ from compress.training import evaluate
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results" / "surgery.json"
+_USUAL = {"protect": [], "splits": ["channel"]}
 CRITERIA = ("l1", "l2", "fpgm", "lamp", "bn_scale", "taylor", "hessian", "activation", "random")
 
 
@@ -63,13 +64,18 @@ class Case:
 
 def cases() -> Iterator[Case]:
     """All of them: 2.1 times less work by pruning ResNet-56, 1.5 times less by factorizing."""
-    for ranking in ("local", "global", "isomorphic"):
+    for ranking in ("local", "global", "isomorphic", "sensitivity"):
         for criterion in CRITERIA:
             yield Case("resnet56", "prune", 1 / 2.1, {"criterion": criterion, "ranking": ranking})
+    for ranking in ("local", "sensitivity"):
+        stream_whole = {"criterion": "l1", "ranking": ranking, "protect": ["conv1", "*.conv2"]}
+        yield Case("resnet56", "prune", 1 / 2.1, stream_whole)
     for network in ("resnet20", "resnet56"):
         for truncation in ("weights", "outputs"):
             for allocation in ("same_energy", "least_error"):
                 yield Case(network, "factorize", 1 / 1.5, {"truncation": truncation, "allocation": allocation})
+            forms = {"truncation": truncation, "allocation": "least_error", "splits": ["channel", "spatial", "tucker"]}
+            yield Case(network, "factorize", 1 / 1.5, forms)
 
 
 def pipeline(network: str, arguments: argparse.Namespace, **data: Any) -> Pipeline:
@@ -108,7 +114,7 @@ def record(case: Case, described: Pipeline, data: Dataset, folder: Path) -> dict
     for name, samples in (("straight", 0), ("mended", 512)):
         settings = {**case.settings, "target": {"macs": case.target}, "recovery": None, "batchnorm_samples": samples}
         if case.stage == "factorize":  # accuracy at equal work: nothing is decided by the clock
-            settings |= {"splits": ["channel"], "faster_by": 0.0}
+            settings = {"splits": ["channel"], **settings, "faster_by": 0.0}
         entry = StageEntry.model_validate_json(json.dumps({case.stage: settings}))
         seed = derive_seed(0, case.stage)
         context = Context(
@@ -133,7 +139,8 @@ def record(case: Case, described: Pipeline, data: Dataset, folder: Path) -> dict
 def markdown(found: Mapping[str, Any]) -> str:
     """A table for each stage."""
     lines = []
-    for stage, heads in (("prune", ("criterion", "ranking")), ("factorize", ("truncation", "allocation"))):
+    heads_of = {"prune": ("criterion", "ranking", "protect"), "factorize": ("truncation", "allocation", "splits")}
+    for stage, heads in heads_of.items():
         rows = [one for one in found["records"] if one["stage"] == stage]
         if not rows:
             continue
@@ -142,7 +149,11 @@ def markdown(found: Mapping[str, Any]) -> str:
             f"|---|{'---|' * len(heads)}--:|--:|--:|--:|",
         ]
         for one in rows:
-            cells = [one["network"], *(f"`{one[head]}`" for head in heads), f"{100 * one['macs_left']:.1f} %"]
+            cells = [
+                one["network"],
+                *(f"`{one.get(head, _USUAL.get(head))}`" for head in heads),
+                f"{100 * one['macs_left']:.1f} %",
+            ]
             cells += [f"{one[f'{name}_validation_percent']:.2f}" for name in ("straight", "mended")]
             cells.append(f"{one['test_percent']:.2f}")
             lines.append(f"| {' | '.join(cells)} |")
@@ -154,6 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of CIFAR-10 as arrays")
     parser.add_argument("--weights", type=Path, help="folder with cifar10_resnet20.safetensors and …resnet56…")
+    parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--stage", choices=("prune", "factorize"), help="only one of them")
     parser.add_argument("--threads", type=int, default=machine.cores())
     parser.add_argument("--json", type=Path, default=RESULTS)
@@ -172,7 +184,7 @@ def main() -> None:
         done = {one["case"] for one in found["records"]}
         with tempfile.TemporaryDirectory() as folder:
             for case in cases():
-                if case.name in done or arguments.stage not in (None, case.stage):
+                if case.name in done or arguments.stage not in (None, case.stage) or arguments.only not in case.name:
                     continue
                 described = pipeline(case.network, arguments)
                 found["records"].append(record(case, described, load_data(described.data, 0), Path(folder)))
