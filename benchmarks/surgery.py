@@ -136,6 +136,10 @@ def record(case: Case, described: Pipeline, data: Dataset, folder: Path) -> dict
     }
 
 
+def _words(value: Any) -> str:
+    return ", ".join(value) or "nothing" if isinstance(value, list) else str(value)
+
+
 def markdown(found: Mapping[str, Any]) -> str:
     """A table for each stage."""
     lines = []
@@ -151,7 +155,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         for one in rows:
             cells = [
                 one["network"],
-                *(f"`{one.get(head, _USUAL.get(head))}`" for head in heads),
+                *(f"`{_words(one.get(head, _USUAL.get(head)))}`" for head in heads),
                 f"{100 * one['macs_left']:.1f} %",
             ]
             cells += [f"{one[f'{name}_validation_percent']:.2f}" for name in ("straight", "mended")]
