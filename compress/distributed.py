@@ -59,6 +59,10 @@ class Group:
         assert isinstance(found, dict)
         return found
 
+    def meet(self) -> None:
+        """Wait until everybody is here: what one of them does next may take away what another still reads."""
+        self.sum(torch.zeros(1))
+
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of everybody's tensors, all of one shape; the one given may be overwritten."""
         if self.shard.world > 1:

@@ -56,6 +56,10 @@ class TrainingError(CompressError):
     """Training diverged or ran out of memory; the message names the epoch and what to try."""
 
 
+class DivergedError(TrainingError):
+    """A training that went astray: other settings, or a weaker target, may not."""
+
+
 class ExportError(CompressError):
     """The exported file does not do what the checkpoint does; nothing was written."""
 

@@ -253,13 +253,13 @@ class SilencedChannels(Record):
 
 
 class GroupSensitivity(Record):
-    """What the channels of one group are worth, found before anything was cut."""
+    """What the channels of one group are worth, found before the cut; of several cuts, before the last one."""
 
     name: str
     """Of the layer that makes them."""
     channels: int
     removed: int
-    """How many of them the stage then removed."""
+    """How many of them that cut then removed."""
     steps: tuple[SilencedChannels, ...]
     """In the order of their ratios."""
 

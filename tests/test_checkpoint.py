@@ -508,6 +508,14 @@ def test_what_is_no_number_is_no_json(word, copied):
         checkpoint.load(copied)
 
 
+def test_a_number_too_large_for_one_is_damage(copied):
+    path = copied / FILE_NAME
+    text = path.read_text()
+    path.write_text(re.sub(r'"seconds": [0-9.e+-]+', '"seconds": 1e999', text))
+    with pytest.raises(CheckpointError, match="is damaged"):
+        checkpoint.load(copied)
+
+
 def test_unknown_keys_are_refused_by_name(copied):
     path = copied / FILE_NAME
     path.write_text(json.dumps({**json.loads(path.read_bytes()), "factory": "os:system"}))

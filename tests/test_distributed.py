@@ -78,6 +78,7 @@ def test_a_killed_training_goes_on_in_all_processes(name, together):
         assert "goes on after epoch 1 of 3" in ended(together, name, rank)[1]["notes"]
 
 
+@pytest.mark.slow
 def test_three_processes_go_on_at_the_same_bits(together):
     # More than two add up in an order that depends on where a gradient stands among those that are sent together.
     folder = together / "three"
@@ -178,6 +179,7 @@ MORTAL = {"epochs": 3, "batch_size": 16, "batchnorm": "frozen"}
 CUTS = {"target": {"macs": 0.6}, "schedule": {"iterative": {"steps": 2, "epochs": 1}}, "recovery": MORTAL}
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_two_processes_goes_on(tiny, tmp_path):
     found = {}
     # An epoch has 10 steps, and each training looks at two batches before it begins. After each restart the count begins anew:
@@ -197,6 +199,7 @@ def test_a_killed_run_of_two_processes_goes_on(tiny, tmp_path):
     assert "goes on after part 1 of 2 of pruning" in said[2]
 
 
+@pytest.mark.slow
 def test_stages_with_a_budget_are_searched_together_or_by_the_first_process_alone(tiny, tmp_path, trained):
     training = {"epochs": 1, "batch_size": 16, "optimizer": "adamw", "learning_rate": 0.01}
     budget = {"accuracy_drop": 60.0, "trials": 2}

@@ -149,6 +149,7 @@ def test_extreme_logits_are_finite(name):
     assert torch.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 def test_every_loss_compiles_in_one_piece():
     # In a process of its own: here the losses carry checks of shapes, which are no part of them.
     here = Path(__file__).parent

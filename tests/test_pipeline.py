@@ -403,6 +403,7 @@ def without_speed(results):
     return rows
 
 
+@pytest.mark.slow
 def test_files_of_an_older_version_are_measured_again_without_a_word(again):
     pipeline, runs, results = again
     for row in results.rows:
@@ -576,6 +577,7 @@ def test_validation_much_better_than_test_is_told(tiny, tmp_path):
     assert "validation: {from: test, size: 2000}" in text
 
 
+@pytest.mark.slow
 def test_random_weights_are_told(tiny, tmp_path):
     model = {"factory": "cifar:resnet20", "kwargs": {"num_classes": 4, "in_channels": 1}}
     results, recorder = go(tiny.pipeline(tmp_path, PRUNE, model=model), tmp_path / "runs")
@@ -614,6 +616,7 @@ def splits(seed):
 '''
 
 
+@pytest.mark.slow
 def test_another_test_set_changes_no_model(tiny, tmp_path):
     (tiny.root / "data.py").write_text(DATA)
     found = []
@@ -656,6 +659,7 @@ def test_two_stages_of_a_kind_have_labels_of_their_own(tiny, tmp_path):
     assert results.rows[2].macs < results.rows[1].macs < results.rows[0].macs
 
 
+@pytest.mark.slow
 def test_the_seed_of_the_run_decides_every_model(tiny, tmp_path):
     digests = [
         [row.digest for row in go(tiny.pipeline(tmp_path, TRAIN, seed=seed), tmp_path / f"runs{n}")[0].rows]

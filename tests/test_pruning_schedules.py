@@ -178,7 +178,9 @@ def uninterrupted(shared_workshop, trained):
     return found
 
 
-@pytest.mark.parametrize("epoch", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "epoch", [1, pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_a_killed_schedule_goes_on_at_the_same_bits(epoch, workshop, trained, uninterrupted):
     settings, (straight, context) = ALL_PARTS, uninterrupted
     assert [row["epoch"] for row in straight.training] == [1, 2, 3, 4, 5]

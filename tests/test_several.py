@@ -161,7 +161,10 @@ class Recorder(Silent):
         self.cached.append(stage)
 
 
-@pytest.fixture(scope="module", params=FACTORIES)
+SLOW = {"WithNumbers": pytest.mark.slow}  # two of the three tell most of it in two thirds of the time
+
+
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=SLOW.get(name, ())) for name in FACTORIES])
 def ran(request, project):
     """A whole run: factory, results, folder of the run."""
     torch.set_num_threads(1)

@@ -202,6 +202,7 @@ def cifar10(tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "stage", "left", "more"),
     [

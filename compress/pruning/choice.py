@@ -123,6 +123,12 @@ class Chooser:
         """
         config, model = self._config, surgeon.model
         limits, found = self._limits(surgeon, aim), list(surgeon.groups)
+        if config.schedule.steps > 1:
+            # Once one group of a convolution is left it is a usual one, whose channels count one by one: other units.
+            coarse = [group for group in surgeon.groups if any(len(members) > 1 for members in group.members)]
+            surgeon.exclude(
+                {group.name: "loses whole groups of a convolution, which one_shot alone cuts" for group in coarse}
+            )
         few = [group for group in surgeon.groups if group.channels <= limits.multiple_of(group)]
         surgeon.exclude({group.name: f"has {group.channels} channels, not more than the multiple" for group in few})
         surgeon.try_groups({group.name: _tried(group, limits.on_trial()) for group in surgeon.groups})
@@ -193,9 +199,10 @@ class Chooser:
         best: Kept = selection.at(1.0)
         least = times(best)
         if least.share > target:
+            own = ", or at that of prune.layers" if self._config.layers else ""
             raise StageError(
-                f"prune.target.latency: {target:g} cannot be reached: {least.share:.3f} of the time remains ({least}) with "
-                f"every group at its floor of {self._config.floor:.0%} of its channels, in multiples of {self._config.multiple}"
+                f"prune.target.latency: {target:g} cannot be reached: {least.share:.3f} of the time remains ({least}) with every "
+                f"group at its floor of {self._config.floor:.0%} of its channels{own}, in multiples of {self._config.multiple}"
                 + (f"; left alone: {_described(surgeon.left_alone)}" if surgeon.left_alone else "")
             )
         low, high = size.of(selection, best), 1.0

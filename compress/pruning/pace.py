@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from compress.data.base import Inputs
 from compress.edits import EDITS, Edit
-from compress.errors import StageError
+from compress.errors import CompressError, StageError
 from compress.files import canonical_json, readable_json, write_file
 from compress.measured import Record
 from compress.models.answers import logits_of
@@ -67,9 +67,14 @@ class Pace:
         """Of the model as it is and after these edits.
 
         Raises:
-            CompressError: where one of them cannot be exported or run.
+            StageError: where one of them cannot be exported or run.
         """
-        return Times.model_validate(self._agree(lambda: self._known(model, edits).model_dump()))
+        try:
+            return Times.model_validate(self._agree(lambda: self._known(model, edits).model_dump()))
+        except CompressError as error:
+            raise StageError(
+                f"prune.target.latency: the model cannot be timed: {error}; take a target of macs"
+            ) from error
 
     def _known(self, model: nn.Module, edits: Sequence[Edit]) -> Times:
         key = hashlib.sha256(canonical_json(EDITS.dump_python(tuple(edits), mode="json"))).hexdigest()

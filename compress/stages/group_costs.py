@@ -7,13 +7,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 from torch import Tensor, nn
 
 from compress.data.splits import stratified_sample
 from compress.files import canonical_json, readable_json, write_file
 from compress.measured import PruningSensitivity
 from compress.methods.groups import ChannelGroup
+from compress.provenance import code_digest, versions
 from compress.pruning.sensitivity import RATIOS, sensitivities, silenced_channels
 from compress.seeds import derive_seed
 from compress.stages.base import Context
@@ -23,18 +24,19 @@ _BATCH = 64
 GroupCosts = Callable[[nn.Module, Sequence[ChannelGroup], Mapping[str, Tensor]], PruningSensitivity]
 
 
-def group_costs(samples: int, context: Context) -> GroupCosts:
+def group_costs(samples: int, origin: Mapping[str, JsonValue], context: Context) -> GroupCosts:
     """What measures the groups of a model, told the scores of their channels.
 
     Args:
         samples: of validation, stratified by class; all where there are fewer.
+        origin: what tells the architecture from others of the same weights.
         context: data, device, where results are kept, and the other processes, which all learn what the first one found.
     """
 
     def found(model: nn.Module, groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor]) -> PruningSensitivity:
         if not context.group.leads:
             return PruningSensitivity.model_validate(context.group.told())
-        result = _found(model, groups, scores, samples, context)
+        result = _found(model, groups, scores, samples, origin, context)
         context.group.told(result.model_dump(mode="json"))
         return result
 
@@ -42,7 +44,12 @@ def group_costs(samples: int, context: Context) -> GroupCosts:
 
 
 def _found(
-    model: nn.Module, groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], samples: int, context: Context
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    scores: Mapping[str, Tensor],
+    samples: int,
+    origin: Mapping[str, JsonValue],
+    context: Context,
 ) -> PruningSensitivity:
     validation = context.data.validation
     chosen = validation.take(stratified_sample(validation.labels, samples, derive_seed(context.seed, "group costs")))
@@ -52,7 +59,9 @@ def _found(
     }
     path = None
     if context.costs is not None:
-        asked = hashlib.sha256(canonical_json(removed))
+        own = "compress.stages.group_costs"
+        conditions = {"device": context.device, "code": code_digest(own), "versions": dict(versions(own))}
+        asked = hashlib.sha256(canonical_json({**origin, **conditions, "removed": removed}))
         for tensor in (
             *model.state_dict().values(),
             *(each for batch in batches for each in (*batch.inputs, batch.labels)),

@@ -14,7 +14,7 @@ from typing import Any
 from compress.checkpoint import Checkpoint, Draft
 from compress.config import SurgeryConfig
 from compress.data.splits import halves
-from compress.errors import StageError
+from compress.errors import DivergedError, StageError
 from compress.methods.search import Axis, search
 from compress.seeds import derive_seed
 from compress.stages.base import Context, Run
@@ -59,6 +59,7 @@ class _Search:
         self._trials = Trials(run, parent, config, context, first)
         self._losses: dict[float, Loss] = {}
         self._idle: list[float] = []
+        self._astray: dict[float, str] = {}
 
     def draft(self) -> Draft:
         """What the stage makes with the strongest setting found that keeps within the budget on both halves.
@@ -71,7 +72,7 @@ class _Search:
         self._check_input()
         tried = search(self._axis, self._passes, self._budget.trials)
         if self._axis.target in self._idle:
-            return self._trials.chosen(self._axis.target)  # which says why it changed nothing
+            return self._unchanged()
         passed = [trial.value for trial in tried if trial.passed and trial.value not in self._idle]
         refused: dict[float, Loss] = {}
         for value in self._axis.strongest_first(passed):
@@ -80,15 +81,42 @@ class _Search:
                 asked = "" if value == self._axis.target else f" instead of {self._axis.target:g}"
                 found = f"{self._losses[value]} that chose it, {loss} that did not"
                 self._context.note(f"chosen: {self._trials.name(value)}{asked}: {found}")
-                return self._trials.chosen(value)
+                return self._chosen(value)
             refused[value] = loss
             self._context.note(f"{self._trials.name(value)} does not hold on the other half: {loss}: too much")
         raise StageError(self._why_none(refused))
 
+    def _unchanged(self) -> Draft:
+        """What the target itself makes, where that removes nothing; it says why.
+
+        Raises:
+            StageError: where what trained on the way cost too much.
+        """
+        value = self._axis.target
+        result = self._trials.result(value)
+        for comparison in (self._searched, self._checked):
+            loss = comparison.loss(result)
+            if not self._holds(loss):
+                raise StageError(
+                    f"budget.accuracy_drop: {self._trials.name(value)} removes nothing, but what trains on the way costs too "
+                    f"much: {loss}"
+                )
+        return self._chosen(value)
+
+    def _chosen(self, value: float) -> Draft:
+        draft = self._trials.chosen(value)
+        self._context.group.meet()  # the leader removes what all have read
+        return draft
+
     def _passes(self, value: float) -> bool:
         """Try a value, and tell how it went."""
         name = self._trials.name(value)
-        self._trials.make(value)
+        try:
+            self._trials.make(value)
+        except DivergedError as error:  # by the same validation in all processes
+            self._astray[value] = str(error)
+            self._context.note(f"{name}: {error}: too much")
+            return False
         result = self._trials.result(value)
         if result.edits == self._parent.edits:
             # What training alone does is no answer; something stronger may be one.
@@ -143,6 +171,11 @@ class _Search:
     def _why_none(self, refused: Mapping[float, Loss]) -> str:
         """What was tried, what would be within, and what to change."""
         known = refused or self._losses
+        if not known:
+            return (
+                f"budget.accuracy_drop: of all settings tried none keeps within {in_points(self._budget.accuracy_drop)} of the "
+                f"{self._standard}: {'; '.join(self._told(refused))}; train more carefully in recovery"
+            )
         nearest = min(known, key=lambda value: (known[value].decisive, -self._axis.strength(value)))
         where = "" if refused else " on the half that searches"
         return (
@@ -153,9 +186,11 @@ class _Search:
         )
 
     def _told(self, refused: Mapping[float, Loss]) -> Iterator[str]:
-        for value in self._axis.strongest_first([*self._losses, *self._idle]):
+        for value in self._axis.strongest_first([*self._losses, *self._idle, *self._astray]):
             name = self._trials.name(value)
-            if value in self._idle:
+            if value in self._astray:
+                yield f"{name}: {self._astray[value]}"
+            elif value in self._idle:
                 yield f"{name} removes nothing"
             elif value in refused:
                 yield f"{name}: {self._losses[value]}, but {refused[value]} that check"

@@ -22,7 +22,7 @@ from compress.bench.trial_latency import layer_times
 from compress.checkpoint import Checkpoint, Draft
 from compress.config import PruneConfig, RecoveryConfig
 from compress.data.base import Batch, Inputs
-from compress.edits import Attribute, Edit
+from compress.edits import EDITS, Attribute, Edit
 from compress.errors import StageError
 from compress.events import EpochResult, Forwarding, Progress
 from compress.files import canonical_json
@@ -70,7 +70,7 @@ def run(parent: Checkpoint, config: PruneConfig, context: Context, *, timer: Tim
     example = context.example()
     warn_of_idle_patterns("prune.protect", config.protect, [name for name, _ in model.named_modules()], context)
     timer = timer or functools.partial(layer_times, int8=config.timed_as == "int8", seconds=_SECONDS)
-    work = _Work(config, model, example, cost_of(model, example), timer)
+    work = _Work(config, model, example, cost_of(model, example), timer, parent.digest)
     *earlier, last = aims_of(config)
     parts: list[_Part] = [*([_sparser] if config.sparsity is not None else [])]
     parts += [functools.partial(_a_cut, number=number, aim=aim) for number, aim in enumerate(earlier, 1)]
@@ -88,6 +88,8 @@ class _Work:
     example: Inputs
     before: Cost
     timer: Timer
+    parent: str
+    """Digest of the checkpoint it comes from."""
     trail: Trail = field(default_factory=Trail)
 
     @property
@@ -105,6 +107,7 @@ def _do(parts: list[_Part], work: _Work, folder: Path, context: Context) -> None
     told = len(context.notes), len(context.warnings)
     found = Trail.load(folder, work.model)
     done = context.group.told(0 if found is None else found.done)
+    context.group.meet()  # nobody looks once the leader has gone on
     if found is not None:
         if found.done != done:
             raise StageError(f"prune: part {done} is done, but this process finds {found.done} in {folder}")
@@ -215,7 +218,9 @@ def _choice(surgeon: Surgeon, aim: Aim, work: _Work, context: Context) -> Choice
         )
 
     group = context.group
-    meters = Meters(batches, group_costs(work.config.sensitivity_samples, context), pace)
+    edits: JsonValue = EDITS.dump_python(work.trail.edits, mode="json")
+    origin: dict[str, JsonValue] = {"parent": work.parent, "edits": edits}
+    meters = Meters(batches, group_costs(work.config.sensitivity_samples, origin, context), pace)
     whole = Whole(work.before.parameters, work.before.macs, work.trail.channels or {})
     return Chooser(work.config, work.example, whole, _once(context)).choose(surgeon, aim, meters, context.seed)
 

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 import torch
 
 from compress.config import TrainingConfig
-from compress.errors import CompressError, TrainingError, first_line
+from compress.errors import CompressError, DivergedError, TrainingError, first_line
 
 _USUAL_CLIP, _USUAL_WARM_UP = 1.0, 0.05
 _COMPILERS = ("torch._dynamo", "torch._inductor")
 
 
-def not_finite(what: str, when: str, config: TrainingConfig, precision: str) -> TrainingError:
+def not_finite(what: str, when: str, config: TrainingConfig, precision: str) -> DivergedError:
     """The error for a loss that is no number any more.
 
     Args:
@@ -24,12 +24,12 @@ def not_finite(what: str, when: str, config: TrainingConfig, precision: str) -> 
         precision: what the training computes in.
     """
     exact = [] if precision == "fp32" else ["precision: fp32"]
-    return TrainingError(f"{what} not finite {when}: try {_or([*_steadier(config), *exact])}")
+    return DivergedError(f"{what} not finite {when}: try {_or([*_steadier(config), *exact])}")
 
 
-def astray(when: str, config: TrainingConfig) -> TrainingError:
+def astray(when: str, config: TrainingConfig) -> DivergedError:
     """The error for training that diverges without ever reaching infinity; `when` is such as 'in epoch 3'."""
-    return TrainingError(
+    return DivergedError(
         f"training diverges {when}: three times in a row the validation loss is over ten times that of guessing, with no "
         f"more right answers than guessing, and does not fall: try {_or(_steadier(config))}"
     )

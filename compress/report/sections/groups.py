@@ -47,7 +47,7 @@ def _table(title: str, found: PruningSensitivity, chosen: Sequence[GroupSensitiv
     ratios = [step.ratio for step in found.groups[0].steps]
     caption = (
         f"{title}: points of accuracy lost with that share of its channels silenced, on {text.plural(found.n, 'sample')} of "
-        f"validation, before anything was cut or trained ({text.percent(found.percent)} with all channels)."
+        f"validation, just before the cut ({text.percent(found.percent)} with all channels)."
     )
     lines = tuple(_line(found, group) for group in chosen)
     columns = ("Group", "Channels", *(f"{100 * ratio:g} % silenced" for ratio in ratios), "Removed")
