@@ -5,6 +5,7 @@ torchrun --standalone --nproc-per-node 2 tests/distributed_cases.py PIPELINE FOL
 
 import contextlib
 import json
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,6 +154,9 @@ def main(pipeline, folder, *names):
                 continue
             save_file({key: tensor.contiguous() for key, tensor in weights.items()}, out.with_suffix(".safetensors"))
             out.with_suffix(".json").write_text(json.dumps({"rows": rows, "notes": notes}))
+        if set(names or known) & set(FAILING):
+            # Threads of a broken connection may outlive what they work for, and abort the process on its way out.
+            os._exit(0)
 
 
 if __name__ == "__main__":

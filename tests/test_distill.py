@@ -94,6 +94,7 @@ def test_what_a_form_draws_follows_from_the_seed(workshop, trained, student, for
     assert digests[0] == digests[1] != digests[2]
 
 
+@pytest.mark.slow
 def test_forms_differ_from_each_other(workshop, trained, student):
     rows = {}
     for form in ("labels alone", "lambda", "alpha", "dkd", "hint", "noise", "adversarial", "average"):
@@ -250,6 +251,7 @@ def test_a_run_knows_its_peers_and_teachers_and_keeps_their_answers(pipeline, st
     assert {path.name for path in folder.iterdir()} == kept
 
 
+@pytest.mark.slow
 def test_fresh_asks_the_teacher_again(pipeline, student, tmp_path):
     for fresh in (False, True):
         recorder = Recorder()

@@ -111,6 +111,7 @@ def tiny_cifar(name, root, factory, *settings):
     return load_pipeline(PIPELINES / f"{name}.yaml", [*NO_TIME, *small_teacher(factory, 10), *few, *settings])
 
 
+@pytest.mark.slow
 def test_lenet_and_alexnet_on_cifar10_share_what_the_teacher_said(cifar, tiny, tmp_path):
     lenet = tiny_cifar("lenet_cifar10", cifar, tiny.factory, "budget={accuracy_drop: 100}")
     results = check_run(lenet, tmp_path, (3, 32, 32), lenet.data.classes)
@@ -125,6 +126,7 @@ def test_lenet_and_alexnet_on_cifar10_share_what_the_teacher_said(cifar, tiny, t
     }
 
 
+@pytest.mark.slow
 def test_resnet20_on_cifar10(cifar, tiny, tmp_path):
     pipeline = tiny_cifar("resnet20_distill_cifar10", cifar, tiny.factory)
     results = run(pipeline, runs=tmp_path, until="distill")

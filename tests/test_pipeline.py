@@ -755,6 +755,7 @@ def test_a_model_that_cannot_be_timed_costs_its_latency_only_and_is_tried_again(
     assert not any(text.startswith("no latency") for text in results.warnings)
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_profiled_costs_its_profile_only(tiny, tmp_path, monkeypatch):
     asked = []
 
@@ -832,6 +833,7 @@ def test_threads_without_cores_stand_beside_times_old_and_new(tiny, tmp_path, mo
         monkeypatch.setattr("compress.outcome.latency.measure", None)  # the second time they are known
 
 
+@pytest.mark.slow
 def test_results_name_the_commit_of_the_pipeline_file(tiny, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("compress.outcome.git_revision", lambda folder: asked.append(folder) or "abc+changes")

@@ -173,7 +173,10 @@ ALL_PARTS = {
 
 @pytest.fixture(scope="module")
 def uninterrupted(shared_workshop, trained):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the tests: another number may add up in another order
     found = shared_workshop.draft(trained, "prune", **ALL_PARTS)
+    torch.set_num_threads(before)
     shutil.rmtree(shared_workshop.folder / "scratch")
     return found
 

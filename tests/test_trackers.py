@@ -165,6 +165,7 @@ def test_tensorboard_reads_the_rows_back(tmp_path):
     assert found == [(row["epoch"], pytest.approx(row["validation_loss"])) for row in rows]
 
 
+@pytest.mark.slow
 def test_a_run_logs_each_of_its_trainings(wandb, tiny, tmp_path):
     prune = {"prune": {"target": {"macs": 0.7}, "recovery": {"epochs": 1, "batch_size": 16}}}
     pipeline = tiny.pipeline(tmp_path, TRAIN, prune, trackers=["wandb"])
