@@ -71,7 +71,7 @@ def _found(
         try:
             known = PruningSensitivity.model_validate(json.loads(path.read_bytes()))
         except (OSError, ValueError, ValidationError):
-            pass
+            pass  # not there, or damaged: measured again below, and written anew
         else:
             context.progress.note(
                 f"what groups of channels cost is known: '{context.costs.name}' in the folder of the run"
