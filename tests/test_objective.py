@@ -530,6 +530,45 @@ def test_shapes_that_do_not_fit_are_told_with_both_before_training(make, batch, 
     assert str(caught.value) == f"prune.recovery.losses.0.{kind}.layers: {told}"
 
 
+@pytest.mark.parametrize(
+    ("student", "teacher", "shape", "found"),
+    [
+        ("cifar:resnet20", "cifar:resnet56", (3, 32, 32), ["layer1", "layer2", "layer3"]),
+        ("torchvision:resnet18", "torchvision:resnet18", (3, 64, 64), ["layer1", "layer2", "layer3", "layer4"]),
+        (
+            "torchvision:squeezenet1_1",
+            "torchvision:squeezenet1_1",
+            (3, 64, 64),
+            ["features.1", "features.4", "features.7", "classifier.2"],
+        ),
+    ],
+)
+def test_auto_is_the_last_layer_of_each_stage(student, teacher, shape, found):
+    models = (create(Arch(name), seed=0) for name in (student, teacher))
+    terms = FeatureTerms((entry(hint={"layers": "auto"}),), *models, (torch.zeros(2, *shape),), seed=0, at="distill")
+    assert terms.found == {"hint": found}
+    assert terms.layers == sorted(found)
+
+
+def test_auto_is_the_same_as_naming_the_layers(make, batch):
+    named = {"layers": {name: name for name in ("bn1", "conv3")}}
+    losses = []
+    for layers in ({"layers": "auto"}, named):
+        terms = FeatureTerms((entry(hint=layers),), make(0), make(1), batch.inputs, seed=0, at="distill")
+        with listening(student := make(0), terms.layers) as found:
+            student(*batch.inputs)
+        losses.append(terms.loss(0, found, batch).item())
+    assert losses[0] == losses[1] > 0
+
+
+def test_where_auto_finds_nothing_layers_must_be_named(make, batch):
+    losses = (entry(hint={"layers": "auto"}),)
+    with pytest.raises(
+        StageError, match=r"^distill\.losses\.0\.hint\.layers: auto finds no layer .* name them, student: teacher$"
+    ):
+        FeatureTerms(losses, make(0), Odd(), batch.inputs, seed=0, at="distill")
+
+
 def hooks_of(model):
     return sum(len(module._forward_hooks) for module in model.modules())
 

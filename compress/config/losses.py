@@ -31,8 +31,12 @@ Temperature = Annotated[
     float, Field(gt=0.0, le=1000.0, description="T: higher shows more of how the teacher ranks the wrong classes.")
 ]
 Layers = Annotated[
-    dict[str, str],
-    Field(min_length=1, description="Layers whose outputs are compared: name in the student: name in the teacher."),
+    Annotated[dict[str, str], Field(min_length=1)] | Literal["auto"],
+    Field(
+        description="Layers whose outputs are compared: name in the student: name in the teacher. auto: of the layers "
+        "that both have under one name, the last one at each height and width (or number of tokens), at most four; the notes "
+        "name them.",
+    ),
 ]
 
 

@@ -33,7 +33,7 @@ from compress.models.cost import macs, parameters
 from compress.seeds import derive_seed
 from compress.training import Workplace, evaluate, fit
 from compress.training.batchnorm import reestimate
-from compress.training.objective import Penalty
+from compress.training.objective import Objective, Penalty
 from compress.training.taught import TeacherModel, objective_of
 
 _SHOWN_REASONS = 5
@@ -173,6 +173,7 @@ def trained_to_recover(
     objective = objective_of(
         model, config, context.data, context.workplace, at="recovery", teachers=teachers, penalty=penalty
     )
+    tell_of_layers(objective, context)
     return fit(objective, context.data, config, context.workplace)
 
 
@@ -222,6 +223,13 @@ def tell_of_views(config: TaughtConfig, context: Context) -> None:
         )
         return
     context.note(f"{config.epochs} epochs see {config.cache.views} augmented versions of each image in turn")
+
+
+def tell_of_layers(objective: Objective, context: Context) -> None:
+    """Say which layers are compared where the settings leave that open."""
+    if objective.features is not None:
+        for kind, layers in objective.features.found.items():
+            context.note(f"{kind} compares {listed(map(repr, layers))}")
 
 
 def _told_perturb(config: TrainingConfig) -> Iterator[str]:

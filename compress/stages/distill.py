@@ -14,7 +14,7 @@ from compress.models.source import make_model
 from compress.names import placeless
 from compress.provenance import identity
 from compress.seeds import derive_seed
-from compress.stages.base import Context, tell_of_views, told_losses
+from compress.stages.base import Context, tell_of_layers, tell_of_views, told_losses
 from compress.training import fit
 from compress.training.state import digest_of
 from compress.training.taught import TeacherModel, objective_of
@@ -47,6 +47,7 @@ def run(parent: Checkpoint, config: DistillConfig, context: Context) -> Draft:
         average=config.ensemble.average if config.ensemble is not None else "probabilities",
         peers=peers,
     )
+    tell_of_layers(objective, context)
     training = fit(objective, context.data, config, context.workplace)
     return Draft(Arch(config.student.factory, config.student.kwargs), (), student, training=training)
 

@@ -11,10 +11,12 @@ from compress.config import HintConfig, LossEntry
 from compress.data.base import Batch, Inputs
 from compress.errors import StageError
 from compress.seeds import derive_seed
-from compress.training.layers import Layers, shape_of, try_layers
+from compress.training.layers import Layers, alike, shape_of, try_layers
 from compress.training.teachers import OneTeacher
 from compress.training.terms import FEATURES
 
+_MOST = 4
+"""Layers that `auto` finds; each costs memory and time in every step."""
 _ONE_ADAPTER = "a hint needs the same number of axes on both sides, and the same height and width or number of tokens"
 
 
@@ -50,11 +52,17 @@ class FeatureTerms(nn.Module):
         self._terms = {
             place: entry.settings for place, entry in enumerate(losses) if entry.settings.reads == "features"
         }
+        self.found: dict[str, list[str]] = {}
+        """The layers that `auto` stands for, by kind of term."""
         self.adapters = nn.ModuleDict()
         for place, term in self._terms.items():
-            pairs = list(term.layers.items())
             key = f"{at}.losses.{place}.{losses[place].kind}.layers"
-            _check_names(pairs, mine, theirs, key)
+            if term.layers == "auto":
+                pairs = _found(mine, theirs, key)
+                self.found[losses[place].kind] = [name for name, _ in pairs]
+            else:
+                pairs = list(term.layers.items())
+                _check_names(pairs, mine, theirs, key)
             adapters = nn.ModuleList()
             for number, (student_layer, teacher_layer) in enumerate(pairs):
                 seen, wanted = mine.outputs[student_layer], theirs.outputs[teacher_layer]
@@ -91,6 +99,15 @@ class FeatureTerms(nn.Module):
             for (student_layer, teacher_layer), adapter in zip(self._pairs[place], adapters, strict=True)
         ]
         return torch.stack(losses).sum()
+
+
+def _found(mine: Layers, theirs: Layers, key: str) -> list[tuple[str, str]]:
+    if not (names := alike(mine, theirs, _MOST)):
+        raise StageError(
+            f"{key}: auto finds no layer that student and teacher have under one name, with the same height and width or "
+            "number of tokens; name them, student: teacher"
+        )
+    return [(name, name) for name in names]
 
 
 def _check_names(pairs: Sequence[tuple[str, str]], mine: Layers, theirs: Layers, key: str) -> None:

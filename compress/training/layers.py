@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,7 @@ class Layers:
     """What each layer of a model gave out in one forward pass: those that can be compared, and why the others cannot."""
 
     outputs: Mapping[str, Tensor]
+    """In the order in which the layers are done: what is around others comes after them."""
     refused: Mapping[str, str]
 
     def why_not(self, name: str, owner: str) -> str | None:
@@ -62,18 +64,42 @@ def shape_of(output: Tensor) -> str:
     return f"({', '.join(['n', *map(str, output.shape[1:])])})"
 
 
+def places_of(output: Tensor) -> tuple[int, ...]:
+    """Height and width of a feature map, the number of tokens of a sequence: all axes but those of samples and channels."""
+    return tuple(output.shape[2:] if output.dim() == 4 else output.shape[1:-1])
+
+
+def alike(one: Layers, other: Layers, most: int) -> list[str]:
+    """The layers of one name in both that stand for a stage each, in the order in which they are done.
+
+    That is, of those with the same places in both models, and more than one, the last at each; the last `most` of these.
+    """
+    last = {
+        places_of(output): name
+        for name, output in one.outputs.items()
+        if name in other.outputs
+        and output.dim() == other.outputs[name].dim()
+        and places_of(output) == places_of(other.outputs[name])
+        and math.prod(places_of(output)) > 1
+    }
+    order = list(one.outputs)
+    return sorted(last.values(), key=order.index)[-most:]
+
+
 def try_layers(model: nn.Module, example: Inputs) -> Layers:
     """Run a model once, in evaluation mode, and look at what each of its layers gives out."""
     calls: dict[str, list[tuple[Any, int]]] = {}
+    done: list[str] = []
     named = [(name, module) for name, module in model.named_modules(remove_duplicate=False) if name]
     with contextlib.ExitStack() as hooks:
         for name, module in named:
-            hooks.callback(module.register_forward_hook(_recorder(calls.setdefault(name, []))).remove)
+            hooks.callback(module.register_forward_hook(_recorder(calls.setdefault(name, []), done, name)).remove)
         with in_evaluation(model), torch.no_grad():
             model(*example)
     outputs: dict[str, Tensor] = {}
     refused: dict[str, str] = {}
-    for name, of_layer in calls.items():
+    for name in dict.fromkeys([*done, *calls]):
+        of_layer = calls[name]
         reason = _why_refused(of_layer, len(example[0]))
         if reason is None:
             outputs[name] = of_layer[0][0]
@@ -82,8 +108,9 @@ def try_layers(model: nn.Module, example: Inputs) -> Layers:
     return Layers(outputs, refused)
 
 
-def _recorder(calls: list[tuple[Any, int]]) -> Any:
+def _recorder(calls: list[tuple[Any, int]], done: list[str], name: str) -> Any:
     def record(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        done.append(name)
         calls.append((output, output._version if isinstance(output, Tensor) else 0))
 
     return record
