@@ -17,40 +17,42 @@ Each row is written at once; the same command goes on where it was stopped.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import functools
 import json
-import shlex
-import sys
 import tempfile
 import time
 import warnings
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
 import torch_pruning
-from surgery import parent_of, pipeline
+from published import (
+    Rows,
+    answers_of,
+    context_of,
+    faster,
+    macs_left,
+    made,
+    parent_of,
+    parser_of,
+    pipeline,
+    table,
+    tested,
+    told,
+)
 from torch import nn
 
-from compress import CompressError, machine
 from compress.checkpoint import Checkpoint
-from compress.config import PruneConfig, RecoveryConfig
+from compress.config import RecoveryConfig
 from compress.data.base import Dataset, Inputs
 from compress.data.load import load_data
-from compress.events import Silent
-from compress.files import readable_json, write_file
 from compress.models.cost import macs
-from compress.stages import STAGES
 from compress.stages.base import Context, recover
-from compress.surroundings import git_revision, machine_record
-from compress.training import evaluate
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-RESULTS = REPOSITORY / "benchmarks" / "results" / "pruning_peer.json"
 NETWORK = "resnet56"
 STEPS = 12
 """Bisections of torch-pruning's ratio."""
@@ -65,7 +67,7 @@ def by_compress(parent: Checkpoint, target: float, context: Context, protect: Se
         "batchnorm_samples": 0,
         "protect": list(protect),
     }
-    return STAGES["prune"].load()(parent, PruneConfig.model_validate_json(json.dumps(settings)), context).model
+    return made("prune", settings, parent, context).model
 
 
 def by_torch_pruning(parent: Checkpoint, target: float, context: Context) -> nn.Module:
@@ -109,14 +111,12 @@ def timed(way: str, parent: Checkpoint, target: float, context: Context) -> tupl
     return model, seconds / (STEPS + 1) if way == "torch-pruning" else seconds
 
 
-def record(way: str, seed: int, data: Dataset, parent: Checkpoint, folder: Path, arguments: Any) -> dict[str, Any]:
+def record(
+    way: str, seed: int, data: Dataset, parent: Checkpoint, folder: Path, arguments: Namespace
+) -> dict[str, Any]:
     """One pruning and one recovery."""
-    progress, scratch = Silent(), folder / f"{list(WAYS).index(way)}_{seed}"
-    context = Context(
-        data.for_decisions(), parent, arguments.device, arguments.threads, seed, scratch, progress, frozenset()
-    )
+    context = context_of(parent, data, folder / f"{list(WAYS).index(way)}_{seed}", arguments, seed)
     model, seconds = timed(way, parent, arguments.target, context)
-    example = tuple(tensor[:1] for tensor in context.example())
     straight = context.validation_percent(model)
     config = RecoveryConfig.model_validate_json(
         json.dumps(
@@ -128,34 +128,41 @@ def record(way: str, seed: int, data: Dataset, parent: Checkpoint, folder: Path,
         )
     )
     rows = recover(model, config, 512, context)
-    model.to(arguments.device)
-    _, correct = evaluate(model, data.test, arguments.device)
+    whole = parent.build()
     return {
         "way": way,
         "seed": seed,
         "seconds": seconds,
-        "macs_left": macs(model.cpu(), example) / macs(parent.build(), example),
+        "macs_left": macs_left(model, whole, data),
+        **faster(model, whole, data),
         "straight_validation_percent": straight,
         "notes": context.notes,
         "validation_percent": max(row["validation_percent"] for row in rows),
-        "test_percent": 100.0 * correct / len(data.test),
-        "test_samples": len(data.test),
+        **tested(model, data, arguments.device),
+        "torch_pruning": torch_pruning.__version__,
     }
 
 
 def markdown(records: Sequence[Mapping[str, Any]]) -> str:
     """Means over seeds, and the difference seed by seed."""
-    lines = [
-        "| | MACs left | s to prune | validation %, straight after | after recovery, validation % | test % | seeds |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
+    heads = ("", "MACs left", "faster, fp32", "int8", "s to prune", "validation %, straight after")
+    names = ("seconds", "straight_validation_percent", "validation_percent", "test_percent")
+    rows = []
     for way in WAYS:
-        rows = [one for one in records if one["way"] == way]
-        if rows:
-            names = ("seconds", "straight_validation_percent", "validation_percent", "test_percent")
-            cells = [f"{mean(one[name] for one in rows):.2f}" for name in names]
-            left = f"{100 * mean(one['macs_left'] for one in rows):.1f} %"
-            lines.append(f"| `{way}` | {left} | {' | '.join(cells)} | {len(rows)} |")
+        some = [one for one in records if one["way"] == way]
+        if some:
+            left = f"{100 * mean(one['macs_left'] for one in some):.1f} %"
+            speed = [f"{mean(one[f'faster_{name}'] for one in some):.2f}×" for name in ("fp32", "int8")]
+            rows.append(
+                [
+                    f"`{way}`",
+                    left,
+                    *speed,
+                    *(f"{mean(one[name] for one in some):.2f}" for name in names),
+                    str(len(some)),
+                ]
+            )
+    lines = [table((*heads, "after recovery, validation %", "test %", "seeds"), rows, 1)]
     found = {way: {one["seed"]: one["test_percent"] for one in records if one["way"] == way} for way in WAYS}
     *ours, theirs = WAYS
     for way in ours:
@@ -167,55 +174,28 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of CIFAR-10 as arrays")
-    parser.add_argument("--weights", type=Path, help="folder with cifar10_resnet56.safetensors")
-    parser.add_argument("--target", type=float, default=1 / 2.1, help="fraction of the MACs that remains")
+    parser = parser_of(__doc__, "pruning_peer.json")
+    parser.add_argument("--target", type=float, default=0.476, help="fraction of the MACs that remains")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--per-class", type=int, help="training images of each class; all when left out")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=0.05)
+    parser.add_argument("--learning-rate", type=float, default=0.02)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--threads", type=int, default=machine.cores())
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--json", type=Path, default=RESULTS)
-    parser.add_argument("--render", action="store_true", help="measure nothing, print the table")
-    arguments = parser.parse_args()
-    if not arguments.render and (arguments.data is None or arguments.weights is None):
-        parser.error("--data and --weights are needed, or --render")
-    found: dict[str, Any] = json.loads(arguments.json.read_bytes()) if arguments.json.is_file() else {"records": []}
+    arguments = answers_of(parser)
+    shared = ("target", "epochs", "per_class", "batch_size", "learning_rate", "threads", "device")
+    rows = Rows("pruning_peer.py", arguments, shared)
     if not arguments.render:
-        torch.set_num_threads(arguments.threads)
-        told = ("target", "epochs", "per_class", "batch_size", "learning_rate", "threads", "device")
-        budget = {name: getattr(arguments, name) for name in told}
-        if found.setdefault("budget", budget) != budget:
-            parser.error(f"{arguments.json} was measured with {found['budget']}, this is {budget}")
-        pairs = [(f"--{name.replace('_', '-')}", value) for name, value in budget.items() if value is not None]
-        found |= {
-            "machine": machine_record().model_dump(mode="json"),
-            "git_revision": git_revision(REPOSITORY),
-            "command": shlex.join(
-                ["python", "benchmarks/pruning_peer.py", *(str(word) for pair in pairs for word in pair)]
-            ),
-            "torch_pruning": torch_pruning.__version__,
-        }
         described = pipeline(NETWORK, arguments, per_class=arguments.per_class, augment={"crop": 4, "flip": True})
-        done = {(one["way"], one["seed"]) for one in found["records"]}
+        done = rows.known("way", "seed")
         with tempfile.TemporaryDirectory() as folder:
             for seed in arguments.seeds:
+                data = load_data(described.data, seed)
+                parent = parent_of(described, data, Path(folder))
                 for way in WAYS:
-                    if (way, seed) in done:
-                        continue
-                    data = load_data(described.data, seed)
-                    parent = parent_of(described, data, Path(folder))
-                    found["records"].append(record(way, seed, data, parent, Path(folder), arguments))
-                    write_file(arguments.json, readable_json(found))
-                    print(json.dumps(found["records"][-1]), flush=True)
-    print(markdown(found["records"]))
+                    if (way, seed) not in done:
+                        rows.add(record(way, seed, data, parent, Path(folder), arguments))
+    print(markdown(rows.found["records"]))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except CompressError as error:
-        sys.exit(str(error))
+    told(main)
