@@ -277,10 +277,13 @@ def _counting_on(work: _Work, progress: Progress) -> Progress:
     config, schedule = work.config, work.config.schedule
     if config.recovery is None or (config.sparsity is None and schedule.steps == 1):
         return progress
-    total = config.recovery.epochs + (config.sparsity.epochs if config.sparsity is not None else 0)
+    planned = [config.sparsity.epochs] if config.sparsity is not None else []
     if schedule.steps > 1:
-        total += (schedule.steps - 1) * schedule.settings.epochs
-    return _CountingOn(progress, len(work.trail.rows), total)
+        planned += (schedule.steps - 1) * [schedule.settings.epochs]
+    planned.append(config.recovery.epochs)
+    # Parts that are done count what they trained: a cut that took nothing trains nothing, and others may stop early.
+    before = len(work.trail.rows)
+    return _CountingOn(progress, before, before + sum(planned[work.trail.done :]))
 
 
 def _folder(parent: Checkpoint, config: PruneConfig, context: Context) -> Path:
