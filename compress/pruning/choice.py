@@ -16,10 +16,11 @@ from compress.measured import PruningSensitivity
 from compress.methods.cutting import cubic, geometric
 from compress.methods.groups import ChannelGroup
 from compress.methods.importance import lowest, random
+from compress.methods.times import Times
 from compress.models.cost import macs, output_positions, parameters
 from compress.pruning.allotment import Allotment, told, with_removed
 from compress.pruning.layer_limits import limits_for
-from compress.pruning.pace import Pace, Times
+from compress.pruning.pace import Pace
 from compress.pruning.scores import Batches, scores_of
 from compress.pruning.selection import Bounds, Kept, Limits, Selection, Size
 from compress.pruning.surgeon import Removed, Surgeon

@@ -26,9 +26,10 @@ from compress.edits import EDITS, Attribute, Edit
 from compress.errors import StageError
 from compress.events import EpochResult, Forwarding, Progress
 from compress.files import canonical_json
+from compress.methods.times import Timer
 from compress.pruning.choice import Aim, Choice, Chooser, Meters, Whole, aims_of
 from compress.pruning.layer_limits import warn_of_idle_limits
-from compress.pruning.pace import Pace, Timer
+from compress.pruning.pace import Pace
 from compress.pruning.sparse import SparsityPenalty
 from compress.pruning.surgeon import Surgeon, cut, is_layer
 from compress.pruning.trail import Trail
@@ -47,11 +48,13 @@ from compress.stages.base import (
     what_remains,
 )
 from compress.stages.group_costs import group_costs
+from compress.stages.kept_times import kept_times
 
 _TRIED_SAMPLES = 4
 _BATCH = 64
 _SECONDS = 0.05
 """Of calls of a whole model in each round of timing."""
+_TIMES = "times.json"
 
 
 def run(parent: Checkpoint, config: PruneConfig, context: Context, *, timer: Timer | None = None) -> Draft:
@@ -70,6 +73,7 @@ def run(parent: Checkpoint, config: PruneConfig, context: Context, *, timer: Tim
     example = context.example()
     warn_of_idle_patterns("prune.protect", config.protect, [name for name, _ in model.named_modules()], context)
     timer = timer or functools.partial(layer_times, int8=config.timed_as == "int8", seconds=_SECONDS)
+    timer = kept_times(timer, context.scratch / _TIMES, context.group)
     work = _Work(config, model, example, cost_of(model, example), timer, parent.digest)
     *earlier, last = aims_of(config)
     parts: list[_Part] = [*([_sparser] if config.sparsity is not None else [])]
@@ -213,11 +217,8 @@ def _choice(surgeon: Surgeon, aim: Aim, work: _Work, context: Context) -> Choice
         return context.samples(work.config.samples, derive_seed(context.seed, "scores")).batches(_BATCH)
 
     def pace() -> Pace:
-        return Pace(
-            work.timer, work.example, context.scratch, lambda found: group.told(found() if group.leads else None)
-        )
+        return Pace(work.timer, work.example, "prune.target.latency", "take a target of macs")
 
-    group = context.group
     edits: JsonValue = EDITS.dump_python(work.trail.edits, mode="json")
     origin: dict[str, JsonValue] = {"parent": work.parent, "edits": edits}
     meters = Meters(batches, group_costs(work.config.sensitivity_samples, origin, context), pace)
