@@ -90,7 +90,7 @@ bench:
             f"p.yaml:7: stages.0.trian: unknown stage (there are: {names}); did you mean 'train'?",
             f'p.yaml:8: stages.1.prune.criterion: must be {criteria}, got "l3"',
             "p.yaml:8: stages.1.prune.target.mac: unknown key (allowed: macs, parameters, latency, ratio); did you mean 'macs'?",
-            'p.yaml:8: stages.1.prune.multiple: must be a whole number, got "4"',
+            "p.yaml:8: stages.1.prune.multiple: must be a whole number or 'auto', got \"4\"",
             "p.yaml:8: stages.1.prune.recovery.epochs: must be greater than or equal to 1, got 0",
             f"p.yaml:10: stages.3: 'factorize' cannot come after {after}: {takes}; put 'factorize' before it",
             f"p.yaml:11: stages.4: 'train' cannot come after {after}: {takes}; put 'train' before it",

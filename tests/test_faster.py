@@ -13,10 +13,11 @@ from compress.edits import Factor, Split
 from compress.errors import StageError
 from compress.factorization.calls import Call
 from compress.factorization.clock import Clock
-from compress.factorization.faster import Times, only_faster
+from compress.factorization.faster import only_faster
 from compress.factorization.forms import Form
 from compress.factorization.ranks import Layer, OutOfReachError, least_error, macs
 from compress.methods.lowrank import as_matrix
+from compress.methods.times import Times
 from compress.models.cost import macs as macs_of
 from compress.stages import STAGES
 
@@ -114,18 +115,18 @@ class CountingTimer:
 
     def __call__(self, layers):
         self.asked.append(list(layers))
-        return {name: float(sum(p.numel() for p in module.parameters())) for name, (module, _) in layers.items()}
+        return {name: [float(sum(p.numel() for p in module.parameters()))] for name, (module, _) in layers.items()}
 
 
-def clock(folder, timer):
+def clock(timer):
     model = nn.Sequential(nn.Linear(8, 6), nn.Linear(8, 6), nn.Linear(8, 6, bias=False))
     calls = {name: Call((1, 8), 1, 1, 1) for name in "012"}
-    return Clock(model, calls, frozenset("2"), timer, folder)
+    return Clock(model, calls, frozenset("2"), timer)
 
 
-def test_equal_layers_are_timed_once_and_nothing_twice(tmp_path):
+def test_equal_layers_are_timed_once_and_nothing_twice():
     timer = CountingTimer()
-    found = clock(tmp_path, timer)
+    found = clock(timer)
     form = Form("channel", 2, 28, 0.1)
     times = found.times(dict.fromkeys("012", form))
     assert times["0"] == times["1"] == Times(54.0, 34.0)
@@ -135,15 +136,11 @@ def test_equal_layers_are_timed_once_and_nothing_twice(tmp_path):
     assert len(timer.asked) == 1
 
 
-def test_a_stage_that_was_killed_gets_its_own_times_again(tmp_path):
-    form = Form("channel", 2, 28, 0.1)
-    before = clock(tmp_path, CountingTimer()).times({"0": form})
+def test_of_a_layer_the_medians_over_rounds_count():
+    def rounds(layers):
+        return {name: [1.0, 9.0, 2.0] if "Sequential" in name else [3.0, 4.0, 90.0] for name in layers}
 
-    def other(layers):
-        return dict.fromkeys(layers, 1.0)
-
-    assert clock(tmp_path, other).times({"0": form}) == before
-    assert clock(tmp_path / "elsewhere", other).times({"0": form}) == {"0": Times(1.0, 1.0)}
+    assert clock(rounds).times({"0": Form("channel", 2, 28, 0.1)}) == {"0": Times(4.0, 2.0)}
 
 
 # The stage
@@ -157,7 +154,7 @@ def by_work(*slow):
         for name, (module, shape) in layers.items():
             parts = list(module) if isinstance(module, nn.Sequential) else []
             is_slow = any(getattr(part, "kernel_size", None) in slow for part in parts)
-            times[name] = macs_of(module, (torch.zeros(shape),)) * (99.0 if is_slow else 1.0)
+            times[name] = [macs_of(module, (torch.zeros(shape),)) * (99.0 if is_slow else 1.0)]
         return times
 
     return timer
@@ -266,7 +263,7 @@ def test_a_form_that_is_slow_here_is_not_taken(workshop, trained):
 
 def test_splits_that_are_not_faster_are_left_whole_aloud(workshop, trained):
     def timer(layers):
-        return {name: 0.034 if isinstance(module, nn.Sequential) else 0.031 for name, (module, _) in layers.items()}
+        return {name: [0.034 if isinstance(module, nn.Sequential) else 0.031] for name, (module, _) in layers.items()}
 
     draft, context = drafted(workshop, trained, timer, **SETTINGS)
     assert draft.edits == ()
@@ -308,6 +305,16 @@ def test_layers_that_cannot_be_timed_end_the_stage_with_a_way_out(workshop, trai
     monkeypatch.setattr("compress.bench.trial_latency.serialized", lambda proto: b"no model")
     with pytest.raises(StageError, match=r"factorize\.faster_by: layers cannot be timed: .*; 0 measures nothing"):
         workshop.draft(trained, "factorize", **SETTINGS)
+
+
+def test_a_stage_that_was_killed_gets_its_own_times_again(workshop, trained):
+    first, _ = workshop.draft(trained, "factorize", timer=by_work((3, 1), (1, 3)), **SETTINGS)
+
+    def asleep(layers):
+        raise AssertionError
+
+    again, _ = workshop.draft(trained, "factorize", timer=asleep, **SETTINGS)
+    assert factors(again) == factors(first)
 
 
 def test_nothing_is_timed_with_faster_by_0(workshop, trained):

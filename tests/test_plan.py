@@ -271,6 +271,7 @@ def test_measurements_are_one_cpus_checkpoints_are_not(project, monkeypatch):
         ({"factorize": {"faster_by": 0.1}}, True),
         ({"prune": {"target": {"macs": 0.5}}}, False),
         ({"prune": {"target": {"latency": 0.5}}}, True),
+        ({"prune": {"multiple": "auto"}}, True),
     ],
 )
 def test_what_is_decided_by_the_clock_is_one_cpus(stage, is_timed, project, monkeypatch):

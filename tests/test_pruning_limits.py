@@ -117,6 +117,20 @@ def test_ceilings_are_reached_step_by_step():
         assert Limits(1, 0.1, {"g": Bounds(1, 0.1, 0.5)}, pressure=pressure).kept(group, 40.0) == most
 
 
+def test_a_group_whose_width_is_no_multiple_gets_its_last_channels_back():
+    large, odd = ChannelGroup("large", 64, (), (), ()), ChannelGroup("odd", 30, (), (), ())
+    scores = {"large": torch.zeros(64), "odd": torch.ones(30)}
+    for ceiling, kept in ((1.0, {"large": 32, "odd": 30}), (0.99, {"large": 32, "odd": 28})):
+        limits = Limits(4, 0.1, {"large": Bounds(32, 0.5), "odd": Bounds(4, 0.1, ceiling)})
+        selection = Selection([large, odd], scores, limits, "local", "none", {"large": 0, "odd": 0})
+
+        def remains(some):
+            return (some["large"] + some["odd"]) / 94
+
+        assert selection.meeting(62 / 94, remains) == kept
+    assert selection.meeting(61 / 94, remains) == {"large": 32, "odd": 28}
+
+
 # Patterns
 
 

@@ -127,6 +127,19 @@ def test_a_step_that_has_nothing_to_do_trains_nothing(rows_of):
     assert [row["epoch"] for row in entry.training] == list(range(1, 7 - idle + 2 + 1))
 
 
+def test_the_epochs_to_come_fall_by_those_of_a_cut_that_has_nothing_to_do(workshop, trained):
+    recorder = Recorder()
+    settings = {"target": {"ratio": 0.5}, "multiple": 8, "schedule": {"iterative": {"steps": 8, "epochs": 1}}}
+    _, context = workshop.draft(trained, "prune", progress=recorder, **{**HALF, **settings})
+    idle = sum("nothing goes" in note for note in context.notes)
+    assert idle > 0
+    totals = [result.epochs for result in recorder.epochs]
+    assert totals == sorted(totals, reverse=True)
+    assert max(totals) <= 7 + QUICK["epochs"]
+    last = recorder.epochs[-1]
+    assert last.epoch == last.epochs == 7 - idle + QUICK["epochs"]
+
+
 def test_one_shot_is_what_it_was_without_a_schedule(rows_of):
     assert rows_of().digest == rows_of(schedule={"one_shot": {}}).digest
 

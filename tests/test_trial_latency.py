@@ -1,5 +1,7 @@
 """Times of single layers in ONNX Runtime: real measurements, of which only what any machine agrees on is expected."""
 
+import statistics
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,10 @@ from compress.errors import CompressError, ExportError
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 QUICK = {"rounds": 6, "seconds": 0.005}
+
+
+def medians(times):
+    return {name: statistics.median(rounds) for name, rounds in times.items()}
 
 
 def small_and_large():
@@ -25,12 +31,14 @@ def small_and_large():
 def test_a_huge_saving_is_faster_and_equal_layers_are_about_equal(int8):
     times = layer_times(small_and_large(), int8=int8, **QUICK)
     assert list(times) == ["large", "twin", "split"]
+    assert {len(rounds) for rounds in times.values()} == {QUICK["rounds"]}
+    times = medians(times)
     assert times["split"] < times["large"]
     assert 0.5 < times["large"] / times["twin"] < 2
 
 
 def test_any_layer_of_a_network_can_be_timed_and_a_batch_costs():
-    times = layer_times(
+    rounds = layer_times(
         {
             "linear": (nn.Linear(64, 64), (1, 64)),
             "tokens": (nn.Linear(64, 64), (1, 50, 64)),
@@ -42,7 +50,8 @@ def test_any_layer_of_a_network_can_be_timed_and_a_batch_costs():
         },
         **QUICK,
     )
-    assert all(time >= 0 for time in times.values())
+    times = medians(rounds)
+    assert all(time >= 0 for found in rounds.values() for time in found)
     assert times["windows"] > 5 * times["tokens"]
 
 

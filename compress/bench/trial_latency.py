@@ -16,6 +16,7 @@ What the time of a layer alone can tell is which of two layers for the same plac
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,8 +48,8 @@ def layer_times(
     int8: bool = False,
     rounds: int = ROUNDS,
     seconds: float = SECONDS,
-) -> dict[str, float]:
-    """Median time of a call, in milliseconds above that of an almost empty graph, 0 or more; one thread.
+) -> dict[str, tuple[float, ...]]:
+    """Median time of a call in each round, in milliseconds above that of an almost empty graph, 0 or more; one thread.
 
     Args:
         layers: by any name, a layer or some in a row, from one float tensor to one, and the shape of that tensor, the batch
@@ -75,7 +76,8 @@ def layer_times(
         batches = [1, *(shape[0] for shape in shapes)]
         files = [{"path": str(path), "batch_size": n} for path, n in zip(paths, batches, strict=True)]
         nothing, *found = _ask({"files": files, "rounds": rounds, "seconds": seconds})
-    return {name: max(0.0, time - nothing) for name, time in zip(layers, found, strict=True)}
+    price = statistics.median(nothing)
+    return {name: tuple(max(0.0, time - price) for time in times) for name, times in zip(layers, found, strict=True)}
 
 
 class _Beside(nn.Module):
@@ -113,9 +115,9 @@ def _empty() -> onnx.ModelProto:
     return helper.make_model(graph, ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)])
 
 
-def _ask(request: dict[str, Any]) -> list[float]:
+def _ask(request: dict[str, Any]) -> list[list[float]]:
     """What the worker answers; no process is left."""
     asked = request["rounds"] * len(request["files"])
     patience = PATIENCE_SECONDS + asked * (request["seconds"] + _CALLS * SLOWEST_CALL_SECONDS)
-    times: list[float] = answer_of("trial_worker", request, patience, "times of layers")["milliseconds"]
+    times: list[list[float]] = answer_of("trial_worker", request, patience, "times of layers")["milliseconds"]
     return times

@@ -2,11 +2,11 @@
 
 It reads one JSON object from standard input and answers it with one on standard output, {"error": "..."} where it failed.
 
-    {"files": [{"path": str, "batch_size": int}, ...], "rounds": int, "seconds": float} -> {"milliseconds": [float, ...]}
+    {"files": [{"path": str, "batch_size": int}, ...], "rounds": int, "seconds": float} -> {"milliseconds": [[float, ...], ...]}
 
 One session each, one thread each and so no pool of threads that could spin into another's turn. In each round every file is
 called for `seconds`, and every other round goes through them backwards, so that a drift of the machine reaches all alike. What
-is told of a file is the median of its rounds' medians. Only the standard library, numpy and onnxruntime are imported.
+is told of a file is the median call of each round. Only the standard library, numpy and onnxruntime are imported.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ WARM_UP_CALLS = 3
 """Before the samples of each round: another file has filled the caches since."""
 
 
-def measure(files: Sequence[Mapping[str, Any]], rounds: int, seconds: float) -> list[float]:
-    """Median milliseconds of a call of each file.
+def measure(files: Sequence[Mapping[str, Any]], rounds: int, seconds: float) -> list[list[float]]:
+    """Median milliseconds of a call of each file, in every round.
 
     Args:
         files: as the request has them.
@@ -49,7 +49,7 @@ def measure(files: Sequence[Mapping[str, Any]], rounds: int, seconds: float) -> 
             for _ in range(WARM_UP_CALLS):
                 calls[position]()
             medians[position].append(statistics.median(sample(calls[position], seconds)) / 1e6)
-    return [statistics.median(found) for found in medians]
+    return medians
 
 
 def _call(path: str, batch_size: int) -> Call:

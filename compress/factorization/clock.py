@@ -1,29 +1,21 @@
-"""What layers take whole and split, asked once: equal layers share an answer, and a killed stage reads its own again."""
+"""What layers take whole and split, asked once: equal layers share an answer."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from torch import nn
 
 from compress.factorization.calls import Call
-from compress.factorization.faster import Times
 from compress.factorization.forms import Form
-from compress.files import readable_json, write_file
+from compress.methods.times import Timer, Times
 from compress.surgery import factor_pair
-
-_FILE = "layer_times.json"
-
-Timer = Callable[[Mapping[str, tuple[nn.Module, tuple[int, ...]]]], Mapping[str, float]]
-"""Milliseconds, 0 or more, of each of these modules on an input of that shape, the batch first; by name."""
 
 
 @dataclass
 class Clock:
-    """Asks a timer what it does not know yet, and writes down what it knows."""
+    """Asks a timer what it does not know yet."""
 
     model: nn.Module
     """With whole layers."""
@@ -31,14 +23,8 @@ class Clock:
     biased: frozenset[str]
     """Layers whose last part gets a bias that the layer has not."""
     timer: Timer
-    scratch: Path
-    """Folder for what a killed stage needs to go on: another answer might be another choice, which its training would not fit."""
     known: dict[tuple[str, str], Times] = field(default_factory=dict)
     """By what the layer is and what it is split into."""
-
-    def __post_init__(self) -> None:
-        if (path := self.scratch / _FILE).is_file():
-            self.known |= {(whole, split): Times(*found) for whole, split, *found in json.loads(path.read_bytes())}
 
     def times(self, forms: Mapping[str, Form]) -> dict[str, Times]:
         """Of each of these layers, whole and in that form."""
@@ -53,9 +39,8 @@ class Clock:
         if wanted:
             found = self.timer(wanted)
             self.known |= {
-                pair: Times(*(found[each] for each in pair)) for pair in asked.values() if pair not in self.known
+                pair: Times.of(*(found[each] for each in pair)) for pair in asked.values() if pair not in self.known
             }
-            self._write()
         return {name: self.known[pair] for name, pair in asked.items()}
 
     def _split(self, name: str, form: Form) -> nn.Module:
@@ -63,8 +48,3 @@ class Clock:
         parts = factor_pair(layer, form.rank, split=form.split, rank_in=form.rank_in, bias=name in self.biased)
         assert parts is not None, "forms are those that the layer can have"
         return parts
-
-    def _write(self) -> None:
-        self.scratch.mkdir(parents=True, exist_ok=True)
-        rows = [[*pair, found.whole_ms, found.split_ms] for pair, found in self.known.items()]
-        write_file(self.scratch / _FILE, readable_json(rows))

@@ -8,34 +8,12 @@ from dataclasses import dataclass, replace
 
 from compress.factorization.forms import Form
 from compress.factorization.ranks import Layer, OutOfReachError
+from compress.methods.times import Times
 
 Choose = Callable[[Sequence[Layer]], dict[str, Form]]
 """Forms of some layers; OutOfReachError where their target cannot be met."""
-Time = Callable[[Mapping[str, Form]], Mapping[str, "Times"]]
+Time = Callable[[Mapping[str, Form]], Mapping[str, Times]]
 """Times of each of these layers, whole and in that form; the same answer to the same question."""
-
-
-@dataclass(frozen=True)
-class Times:
-    """Of one layer, in milliseconds, 0 or more."""
-
-    whole_ms: float
-    split_ms: float
-
-    @classmethod
-    def of(cls, pair: object) -> Times:
-        """From what JSON makes of them.
-
-        Raises:
-            TypeError: where that is no pair of numbers.
-        """
-        whole_ms, split_ms = pair if isinstance(pair, list) else (None, None)
-        if not (isinstance(whole_ms, float | int) and isinstance(split_ms, float | int)):
-            raise TypeError(f"times are a pair of numbers, got {pair!r}")
-        return cls(whole_ms, split_ms)
-
-    def __str__(self) -> str:
-        return f"{self.whole_ms:.3g} → {self.split_ms:.3g} ms"
 
 
 @dataclass(frozen=True)
@@ -86,12 +64,12 @@ def only_faster(layers: Sequence[Layer], choose: Choose, time: Time, faster_by: 
 
 
 def _is_faster(times: Times, faster_by: float) -> bool:
-    return times.split_ms < times.whole_ms and times.split_ms <= times.whole_ms * (1 - faster_by)
+    return times.after_ms < times.before_ms and times.after_ms <= times.before_ms * (1 - faster_by)
 
 
 def _without(layer: Layer, slow: Form, times: Times, faster_by: float) -> Layer:
-    needed = times.whole_ms * (1 - faster_by)
-    most = slow.macs * math.sqrt(min(1.0, needed / times.split_ms)) if times.split_ms > 0 else 0.0
+    needed = times.before_ms * (1 - faster_by)
+    most = slow.macs * math.sqrt(min(1.0, needed / times.after_ms)) if times.after_ms > 0 else 0.0
     left = (form for form in layer.forms if form.split != slow.split or form.macs <= most)
     return replace(layer, forms=tuple(form for form in left if form != slow))
 

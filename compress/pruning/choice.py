@@ -16,10 +16,11 @@ from compress.measured import PruningSensitivity
 from compress.methods.cutting import cubic, geometric
 from compress.methods.groups import ChannelGroup
 from compress.methods.importance import lowest, random
+from compress.methods.times import Times
 from compress.models.cost import macs, output_positions, parameters
 from compress.pruning.allotment import Allotment, told, with_removed
 from compress.pruning.layer_limits import limits_for
-from compress.pruning.pace import Pace, Times
+from compress.pruning.pace import Pace
 from compress.pruning.scores import Batches, scores_of
 from compress.pruning.selection import Bounds, Kept, Limits, Selection, Size
 from compress.pruning.surgeon import Removed, Surgeon
@@ -85,6 +86,10 @@ class Meters:
     """What times models."""
 
 
+class OutOfReachError(StageError):
+    """The target, or a limit, cannot be met in these multiples; in others it may be."""
+
+
 class _BlamedError(Exception):
     """Channels could not go together; who is to blame is left alone now."""
 
@@ -107,7 +112,9 @@ class Chooser:
 
     def __init__(self, config: PruneConfig, example: Inputs, whole: Whole, warn: Warn) -> None:
         """Take the settings, a batch of each input, what the model was, and who is told of what is left alone."""
-        self._config, self._example, self._whole, self._warn = config, example, whole, warn
+        assert config.multiple != "auto", "it is taken before anything is chosen"
+        self._config, self._multiple = config, config.multiple
+        self._example, self._whole, self._warn = example, whole, warn
 
     def choose(self, surgeon: Surgeon, aim: Aim, meters: Meters, seed: int) -> Choice:
         """The channels of the surgeon's model that go now; groups that cannot be cut or scored are left alone.
@@ -119,7 +126,7 @@ class Chooser:
             seed: of the criterion 'random'.
 
         Raises:
-            StageError: where the target, or a limit, cannot be met, naming what can.
+            OutOfReachError: where the target, or a limit, cannot be met, naming what can.
         """
         config, model = self._config, surgeon.model
         limits, found = self._limits(surgeon, aim), list(surgeon.groups)
@@ -200,9 +207,9 @@ class Chooser:
         least = times(best)
         if least.share > target:
             own = ", or at that of prune.layers" if self._config.layers else ""
-            raise StageError(
+            raise OutOfReachError(
                 f"prune.target.latency: {target:g} cannot be reached: {least.share:.3f} of the time remains ({least}) with every "
-                f"group at its floor of {self._config.floor:.0%} of its channels{own}, in multiples of {self._config.multiple}"
+                f"group at its floor of {self._config.floor:.0%} of its channels{own}, in multiples of {self._multiple}"
                 + (f"; left alone: {_described(surgeon.left_alone)}" if surgeon.left_alone else "")
             )
         low, high = size.of(selection, best), 1.0
@@ -226,17 +233,17 @@ class Chooser:
         config = self._config
         found = {group.name: entry for group in surgeon.groups if (entry := limits_for(group.producers, config.layers))}
         of = {
-            name: Bounds(entry.multiple or config.multiple, entry.floor or config.floor, entry.ceiling or 1.0)
+            name: Bounds(entry.multiple or self._multiple, entry.floor or config.floor, entry.ceiling or 1.0)
             for name, entry in found.items()
         }
-        return Limits(config.multiple, config.floor, of, self._whole.channels, aim.pressure)
+        return Limits(self._multiple, config.floor, of, self._whole.channels, aim.pressure)
 
     def _check_room(self, group: ChannelGroup, limits: Limits) -> None:
         least, most = limits.range(group)
         if least > most:
             entry = limits_for(group.producers, self._config.layers)
             assert entry is not None
-            raise StageError(
+            raise OutOfReachError(
                 f"prune.layers: no multiple of {limits.multiple_of(group)} lies between the floor and the ceiling that "
                 f"'{entry.match}' gives the {limits.channels(group)} channels of '{group.name}': at least {least} stay, and at "
                 f"most {most} may; lower the floor, raise the ceiling, or take a smaller multiple"
@@ -250,9 +257,9 @@ class Chooser:
         reach = size.of(selection, selection.at(1.0))
         if reach > config.target.settings:
             own = ", or at that of prune.layers" if config.layers else ""
-            raise StageError(
+            raise OutOfReachError(
                 f"prune.target.{config.target.kind}: {config.target.settings} cannot be reached: {reach:.3f} remains with "
-                f"every group at its floor of {config.floor:.0%} of its channels{own}, in multiples of {config.multiple}"
+                f"every group at its floor of {config.floor:.0%} of its channels{own}, in multiples of {self._multiple}"
                 + (f"; left alone: {_described(surgeon.left_alone)}" if surgeon.left_alone else "")
             )
         kept = selection.meeting(aim.value, lambda some: size.of(selection, some))

@@ -1,67 +1,43 @@
-"""How much of its time a model takes once channels are gone; measured, and asked only once for the same channels."""
+"""How long models take that differ in their channels: side by side, in ONNX Runtime."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
-from pydantic import JsonValue
 from torch import Tensor, nn
 
 from compress.data.base import Inputs
 from compress.edits import EDITS, Edit
 from compress.errors import CompressError, StageError
-from compress.files import canonical_json, readable_json, write_file
-from compress.measured import Record
+from compress.files import canonical_json
+from compress.methods.times import Timer, Times
 from compress.models.answers import logits_of
 from compress.pruning.surgeon import cut
 
-Timer = Callable[[Mapping[str, tuple[nn.Module, tuple[int, ...]]]], Mapping[str, float]]
-"""Milliseconds of each of these modules on an input of that shape, the batch first; by name."""
-_FILE = "latency.json"
-
-
-class Times(Record):
-    """Of one sample, in milliseconds."""
-
-    whole_ms: float
-    cut_ms: float
-
-    @property
-    def share(self) -> float:
-        """The fraction of its time that remains."""
-        return self.cut_ms / self.whole_ms if self.whole_ms > 0 else 1.0
-
-    def __str__(self) -> str:
-        return f"{self.whole_ms:.3g} → {self.cut_ms:.3g} ms"
+_WHOLE = "whole"
 
 
 class Pace:
-    """Times models before and after a cut, side by side."""
+    """Times models after cuts of the same one."""
 
-    def __init__(
-        self, timer: Timer, example: Inputs, scratch: Path, agree: Callable[[Callable[[], JsonValue]], JsonValue]
-    ) -> None:
+    def __init__(self, timer: Timer, example: Inputs, setting: str, instead: str) -> None:
         """Take what is needed to time a model.
 
         Args:
             timer: what times modules.
             example: a batch of each input.
-            scratch: what was measured is kept there: a killed stage must choose as it did, and times differ each time.
-            agree: gives all processes what the first one found.
+            setting: key of the setting that times are needed for; so errors begin.
+            instead: what needs none.
 
         Raises:
             StageError: where the model is not one that can be timed.
         """
         if len(example) != 1 or not example[0].is_floating_point():
-            raise StageError(
-                "prune.target.latency: only models with one input, of floats, can be timed here; take a target of macs"
-            )
+            raise StageError(f"{setting}: only models with one input, of floats, can be timed here; {instead}")
         self._timer, self._shape = timer, (1, *example[0].shape[1:])
-        self._path, self._agree = scratch / _FILE, agree
+        self._setting, self._instead = setting, instead
 
     def times(self, model: nn.Module, edits: Sequence[Edit]) -> Times:
         """Of the model as it is and after these edits.
@@ -69,23 +45,31 @@ class Pace:
         Raises:
             StageError: where one of them cannot be exported or run.
         """
-        try:
-            return Times.model_validate(self._agree(lambda: self._known(model, edits).model_dump()))
-        except CompressError as error:
-            raise StageError(
-                f"prune.target.latency: the model cannot be timed: {error}; take a target of macs"
-            ) from error
+        name = _name(edits)
+        found = self._found({_WHOLE: model, name: cut(copy.deepcopy(model), edits)})
+        return Times.of(found[_WHOLE], found[name])
 
-    def _known(self, model: nn.Module, edits: Sequence[Edit]) -> Times:
-        key = hashlib.sha256(canonical_json(EDITS.dump_python(tuple(edits), mode="json"))).hexdigest()
-        known = json.loads(self._path.read_bytes()) if self._path.is_file() else {}
-        if key not in known:
-            after = cut(copy.deepcopy(model), edits)
-            found = self._timer({"whole": (_Logits(model), self._shape), "cut": (_Logits(after), self._shape)})
-            known[key] = Times(whole_ms=found["whole"], cut_ms=found["cut"]).model_dump()
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_file(self._path, readable_json(known))
-        return Times.model_validate(known[key])
+    def rounds(self, model: nn.Module, cuts: Sequence[Sequence[Edit]]) -> list[tuple[float, ...]]:
+        """Milliseconds in each round after each of these cuts of the same model; equal ones are timed once.
+
+        Raises:
+            StageError: where one of them cannot be exported or run.
+        """
+        names = [_name(edits) for edits in cuts]
+        distinct = dict(zip(names, cuts, strict=True))
+        found = self._found({name: cut(copy.deepcopy(model), edits) for name, edits in distinct.items()})
+        return [tuple(found[name]) for name in names]
+
+    def _found(self, models: Mapping[str, nn.Module]) -> Mapping[str, Sequence[float]]:
+        try:
+            return self._timer({name: (_Logits(model), self._shape) for name, model in models.items()})
+        except CompressError as error:
+            raise StageError(f"{self._setting}: the model cannot be timed: {error}; {self._instead}") from error
+
+
+def _name(edits: Sequence[Edit]) -> str:
+    """The same for the same cut of a model, in every process and every run."""
+    return hashlib.sha256(canonical_json(EDITS.dump_python(tuple(edits), mode="json"))).hexdigest()
 
 
 class _Logits(nn.Module):

@@ -210,9 +210,10 @@ class Selection:
             order = sorted(growing, key=lambda each: self._next(each, kept[each.name]), reverse=True)
             growing = []
             for group in order:
-                more = kept[group.name] + self._limits.multiple_of(group)
+                # The last step of a width that is no multiple is a smaller one: whole a group may always be.
+                more = min(group.channels, kept[group.name] + self._limits.multiple_of(group))
                 wider = {**kept, group.name: more}
-                if more <= min(group.channels, self._limits.range(group)[1]) and remains(wider) <= target:
+                if kept[group.name] < more <= self._limits.range(group)[1] and remains(wider) <= target:
                     kept = wider
                     growing.append(group)
         return kept

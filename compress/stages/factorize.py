@@ -19,12 +19,13 @@ from compress.data.base import Inputs
 from compress.edits import Factor, Split
 from compress.errors import CompressError, StageError
 from compress.factorization.calls import Call, calls_of
-from compress.factorization.clock import Clock, Timer
-from compress.factorization.faster import Choose, Kept, Times, only_faster
+from compress.factorization.clock import Clock
+from compress.factorization.faster import Choose, Kept, only_faster
 from compress.factorization.forms import Form, Limits, forms_of, full_rank, split_weights
 from compress.factorization.ranks import Layer, OutOfReachError, at_energy, at_ratio, least_error, macs, same_energy
 from compress.factorization.responses import Heard, listen
 from compress.methods.groups import copy_on_cpu
+from compress.methods.times import Timer
 from compress.methods.trial import find_broken
 from compress.models.cost import output_positions
 from compress.stages.base import (
@@ -36,8 +37,10 @@ from compress.stages.base import (
     warn_of_idle_patterns,
     what_remains,
 )
+from compress.stages.kept_times import kept_times
 
 _BATCH = 32
+_TIMES = "times.json"
 
 
 def run(parent: Checkpoint, config: FactorizeConfig, context: Context, *, timer: Timer | None = None) -> Draft:
@@ -61,7 +64,7 @@ def run(parent: Checkpoint, config: FactorizeConfig, context: Context, *, timer:
     layers = [_layer(model, name, call, config, heard.get(name)) for name, call in calls.items()]
     # A layer that has no bias gets one where that makes up for what the mean of its outputs would lose.
     biased = frozenset(name for name in heard if model.get_submodule(name).bias is None)
-    clock = Clock(model, calls, biased, timer or _timer(config), context.scratch)
+    clock = Clock(model, calls, biased, kept_times(timer or _timer(config), context.scratch / _TIMES, context.group))
     try:
         kept = _kept(layers, clock, config, context, before.macs)
     except OutOfReachError as error:
@@ -129,7 +132,7 @@ def _split(model: nn.Module, edit: Factor, form: Form, heard: Heard | None) -> N
 
 
 def _timer(config: FactorizeConfig) -> Timer:
-    def timer(layers: Mapping[str, tuple[nn.Module, tuple[int, ...]]]) -> Mapping[str, float]:
+    def timer(layers: Mapping[str, tuple[nn.Module, tuple[int, ...]]]) -> Mapping[str, Sequence[float]]:
         try:
             return layer_times(layers, int8=config.timed_as == "int8")
         except CompressError as error:
@@ -144,14 +147,7 @@ def _kept(layers: Sequence[Layer], clock: Clock, config: FactorizeConfig, contex
     if config.faster_by == 0:
         return Kept(choose(layers), {}, is_met=True)
 
-    def time(forms: Mapping[str, Form]) -> dict[str, Times]:
-        # Each process would measure something else: all take the leader's times.
-        found = clock.times(forms) if context.group.leads else {}
-        told = context.group.told({name: [each.whole_ms, each.split_ms] for name, each in found.items()})
-        assert isinstance(told, dict)
-        return {name: Times.of(pair) for name, pair in told.items()}
-
-    kept = only_faster(layers, choose, time, config.faster_by)
+    kept = only_faster(layers, choose, clock.times, config.faster_by)
     if kept.slower:
         context.note(
             f"{len(kept.slower)} of {len(kept.slower) + len(kept.forms)} splits were not faster on this machine "

@@ -19,6 +19,7 @@ from pydantic import JsonValue
 from torch import nn
 
 from compress.bench.trial_latency import layer_times
+from compress.bench.trial_worker import ROUNDS
 from compress.checkpoint import Checkpoint, Draft
 from compress.config import PruneConfig, RecoveryConfig
 from compress.data.base import Batch, Inputs
@@ -26,9 +27,11 @@ from compress.edits import EDITS, Attribute, Edit
 from compress.errors import StageError
 from compress.events import EpochResult, Forwarding, Progress
 from compress.files import canonical_json
+from compress.methods.times import Timer
 from compress.pruning.choice import Aim, Choice, Chooser, Meters, Whole, aims_of
 from compress.pruning.layer_limits import warn_of_idle_limits
-from compress.pruning.pace import Pace, Timer
+from compress.pruning.multiples import Taken, take
+from compress.pruning.pace import Pace
 from compress.pruning.sparse import SparsityPenalty
 from compress.pruning.surgeon import Surgeon, cut, is_layer
 from compress.pruning.trail import Trail
@@ -47,11 +50,15 @@ from compress.stages.base import (
     what_remains,
 )
 from compress.stages.group_costs import group_costs
+from compress.stages.kept_times import kept_times
 
 _TRIED_SAMPLES = 4
 _BATCH = 64
 _SECONDS = 0.05
 """Of calls of a whole model in each round of timing."""
+_ROUNDS = 16
+"""More than medians need: of 16 the interval leaves out the three at either end, which others on the machine disturb."""
+_TIMES, _MULTIPLE = "times.json", "multiple.json"
 
 
 def run(parent: Checkpoint, config: PruneConfig, context: Context, *, timer: Timer | None = None) -> Draft:
@@ -61,7 +68,7 @@ def run(parent: Checkpoint, config: PruneConfig, context: Context, *, timer: Tim
         parent: the model.
         config: settings.
         context: data, seed, and who else trains along.
-        timer: how models are timed for a target of latency; by default in ONNX Runtime.
+        timer: how models are timed for a target of latency, or a multiple; by default in ONNX Runtime.
 
     Raises:
         StageError: where the target or a limit cannot be met, naming what can.
@@ -69,8 +76,11 @@ def run(parent: Checkpoint, config: PruneConfig, context: Context, *, timer: Tim
     model = parent.build(context.trusted)
     example = context.example()
     warn_of_idle_patterns("prune.protect", config.protect, [name for name, _ in model.named_modules()], context)
-    timer = timer or functools.partial(layer_times, int8=config.timed_as == "int8", seconds=_SECONDS)
+    timer = kept_times(timer or _timer(config), context.scratch / _TIMES, context.group)
     work = _Work(config, model, example, cost_of(model, example), timer, parent.digest)
+    if config.multiple == "auto":
+        config = _with_multiple(work, _folder(parent, config, context) / _MULTIPLE, context)
+        work = replace(work, config=config)
     *earlier, last = aims_of(config)
     parts: list[_Part] = [*([_sparser] if config.sparsity is not None else [])]
     parts += [functools.partial(_a_cut, number=number, aim=aim) for number, aim in enumerate(earlier, 1)]
@@ -97,6 +107,51 @@ class _Work:
         """How the parts before the last cut train."""
         assert self.config.recovery is not None, "settings refuse parts that train where there is no recovery"
         return self.config.recovery
+
+
+def _timer(config: PruneConfig) -> Timer:
+    rounds = _ROUNDS if config.multiple == "auto" else ROUNDS
+    return functools.partial(layer_times, int8=config.timed_as == "int8", seconds=_SECONDS, rounds=rounds)
+
+
+def _with_multiple(work: _Work, path: Path, context: Context) -> PruneConfig:
+    """The settings with the multiple that pays here, which holds for all cuts; what a killed stage took is taken again."""
+    group, kept = context.group, Taken.load(path)
+    if not group.told(kept is not None):
+        kept = _multiple(work, context)
+        if group.leads:
+            kept.save(path)
+    taken = Taken.model_validate(group.told(kept.model_dump() if kept is not None else None))
+    context.note(taken.note)
+    return work.config.model_copy(update={"multiple": taken.multiple})
+
+
+def _multiple(work: _Work, context: Context) -> Taken:
+    """Meet the target in each multiple, and time what comes of it."""
+    config = work.config
+    pace = Pace(work.timer, work.example, "prune.multiple", "give a number")
+    # What a candidate is warned of is no matter unless it is taken, and then it is said again.
+    quiet = replace(context, notes=[], warnings=[], progress=_Unsaid(context.progress))
+
+    def edits_in(multiple: int) -> tuple[Edit, ...]:
+        trial = replace(work, config=config.model_copy(update={"multiple": multiple}))
+        # A choice leaves groups alone for good, so that each needs a surgeon of its own.
+        return _choice(_surgeon(trial, quiet), aims_of(config)[-1], trial, quiet).edits
+
+    def done(number: int, total: int) -> None:
+        context.progress.work("multiples of channels", number, total)
+
+    return take(edits_in, work.model, work.example, pace, config.faster_by, done)
+
+
+class _Unsaid(Forwarding):
+    """A `Progress` that shows how far work is, and none of what is said on the way."""
+
+    def note(self, text: str) -> None:
+        """Forgets it."""
+
+    def warn(self, text: str) -> None:
+        """Forgets it."""
 
 
 _Part: TypeAlias = Callable[[_Work, Context], None]
@@ -213,11 +268,8 @@ def _choice(surgeon: Surgeon, aim: Aim, work: _Work, context: Context) -> Choice
         return context.samples(work.config.samples, derive_seed(context.seed, "scores")).batches(_BATCH)
 
     def pace() -> Pace:
-        return Pace(
-            work.timer, work.example, context.scratch, lambda found: group.told(found() if group.leads else None)
-        )
+        return Pace(work.timer, work.example, "prune.target.latency", "take a target of macs")
 
-    group = context.group
     edits: JsonValue = EDITS.dump_python(work.trail.edits, mode="json")
     origin: dict[str, JsonValue] = {"parent": work.parent, "edits": edits}
     meters = Meters(batches, group_costs(work.config.sensitivity_samples, origin, context), pace)
@@ -277,10 +329,13 @@ def _counting_on(work: _Work, progress: Progress) -> Progress:
     config, schedule = work.config, work.config.schedule
     if config.recovery is None or (config.sparsity is None and schedule.steps == 1):
         return progress
-    total = config.recovery.epochs + (config.sparsity.epochs if config.sparsity is not None else 0)
+    planned = [config.sparsity.epochs] if config.sparsity is not None else []
     if schedule.steps > 1:
-        total += (schedule.steps - 1) * schedule.settings.epochs
-    return _CountingOn(progress, len(work.trail.rows), total)
+        planned += (schedule.steps - 1) * [schedule.settings.epochs]
+    planned.append(config.recovery.epochs)
+    # Parts that are done count what they trained: a cut that took nothing trains nothing, and others may stop early.
+    before = len(work.trail.rows)
+    return _CountingOn(progress, before, before + sum(planned[work.trail.done :]))
 
 
 def _folder(parent: Checkpoint, config: PruneConfig, context: Context) -> Path:
