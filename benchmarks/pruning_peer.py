@@ -43,6 +43,7 @@ from published import (
     table,
     tested,
     told,
+    told_faster,
 )
 from torch import nn
 
@@ -152,12 +153,11 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
         some = [one for one in records if one["way"] == way]
         if some:
             left = f"{100 * mean(one['macs_left'] for one in some):.1f} %"
-            speed = [f"{mean(one[f'faster_{name}'] for one in some):.2f}×" for name in ("fp32", "int8")]
             rows.append(
                 [
                     f"`{way}`",
                     left,
-                    *speed,
+                    *told_faster(some[0]),
                     *(f"{mean(one[name] for one in some):.2f}" for name in names),
                     str(len(some)),
                 ]

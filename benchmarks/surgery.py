@@ -34,6 +34,7 @@ from published import (
     table,
     tested,
     told,
+    told_faster,
 )
 
 from compress import checkpoint as checkpoints
@@ -143,7 +144,7 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
                 one["network"],
                 *(f"`{_words(one.get(head, _USUAL.get(head)))}`" for head in heads),
                 f"{100 * one['macs_left']:.1f} %",
-                *(f"{one[f'faster_{name}']:.2f}×" if f"faster_{name}" in one else "" for name in ("fp32", "int8")),
+                *told_faster(one),
                 *(f"{one[f'{name}_validation_percent']:.2f}" for name in ("straight", "mended")),
                 f"{one['test_percent']:.2f}",
             ]
