@@ -3,7 +3,6 @@
 Beside it torch-pruning's own pruner, which traces, chooses and cuts, and proves nothing: the same network with random weights,
 the same images, L1 norms, half the channels of every group, the classifier left alone. Each run is a process of its own;
 memory is its largest resident size above what it had before the network was made, so the network itself counts once in both.
-The checkpoint is written by another process: memory that was used and freed would be part of what there was before.
 
     python benchmarks/pruning_cost.py --json benchmarks/results/pruning_cost.json
     python benchmarks/pruning_cost.py --render                                                      the table
@@ -49,32 +48,21 @@ NETWORKS = ("torchvision:resnet50", "torchvision:vit_b_16")
 PIXELS, CLASSES, RATIO = 224, 10, 0.5
 
 
-def write(network: str, folder: Path) -> None:
-    """The checkpoint of a network, for images that lie in the folder already."""
-    data = images_in(folder)
-    draft = source.make(ModelConfig(factory=network, kwargs={"num_classes": CLASSES}), 0)
-    checkpoints.save(folder / "network", draft, inputs=data.inputs, classes=data.classes, history=(), key={})
-
-
 def images(folder: Path) -> Dataset:
     """A few images of noise."""
     rng = np.random.default_rng(0)
     for split in ("train", "validation", "test"):
         np.save(folder / f"{split}_images.npy", rng.integers(0, 256, (2 * CLASSES, PIXELS, PIXELS, 3), dtype=np.uint8))
         np.save(folder / f"{split}_labels.npy", np.arange(2 * CLASSES) % CLASSES)
-    return images_in(folder)
-
-
-def images_in(folder: Path) -> Dataset:
-    """Those that were made before."""
     settings = {"kind": "arrays", "root": str(folder), "validation": {"from": "given"}}
     return load_data(ArraysConfig.model_validate(settings, strict=False), 0)
 
 
 def by_compress(network: str, data: Dataset, folder: Path) -> Callable[[], nn.Module]:
     """The stage `prune` without recovery; it reads the network from a checkpoint and leaves the classifier alone itself."""
+    draft = source.make(ModelConfig(factory=network, kwargs={"num_classes": CLASSES}), 0)
     path = folder / "network"
-    subprocess.run([sys.executable, __file__, "--write", network, str(folder)], check=True)
+    checkpoints.save(path, draft, inputs=data.inputs, classes=data.classes, history=(), key={})
     parent = checkpoints.load(path)
     settings = {"target": {"ratio": RATIO}, "multiple": 1, "recovery": None, "batchnorm_samples": 0}
     entry = StageEntry.model_validate_json(json.dumps({"prune": settings}))
@@ -173,15 +161,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=machine.cores())
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--one", nargs=2, metavar=("NETWORK", "TOOL"), help="one run in this process, as JSON")
-    parser.add_argument(
-        "--write", nargs=2, metavar=("NETWORK", "FOLDER"), help="a checkpoint, beside images that are there"
-    )
     parser.add_argument("--render", action="store_true", help="measure nothing, print the table")
     arguments = parser.parse_args()
-    if arguments.write:
-        network, folder = arguments.write
-        write(network, Path(folder))
-        return
     if arguments.one:
         print(json.dumps(measured(*arguments.one, arguments.threads)))
         return
