@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from compress.edits import Attribute, Edit, Factor, Keep, Split
 from compress.errors import CheckpointError
 
 _INTEGER_OF = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_NO_VALUES = {getattr(Tensor, name).__get__ for name in ("shape", "device", "dtype", "grad", "requires_grad", "layout")}
+"""What is asked of a tensor that does not depend on its values."""
 
 
 def apply(model: nn.Module, edit: Edit) -> None:
@@ -62,17 +66,57 @@ def unties(model: nn.Module, edits: Iterable[Edit]) -> tuple[str, str] | None:
 
 
 def encode_positions(model: nn.Module) -> None:
-    """Overwrite every tensor of a throwaway copy by the position of each of its elements.
+    """Put in place of every tensor of a throwaway copy the position of each of its elements.
 
     Whatever a pruner then cuts out, `derive` reads from the surviving numbers which indices were kept. Positions are
     written as integers into the bits of the parameters, exact for up to 2^31 elements of float32; buffers, which may
-    hold booleans, become integers. The model computes nothing sensible afterwards.
+    hold booleans, become integers. The model computes nothing sensible afterwards. What lay in the memory of the old
+    tensors stays there.
     """
     for parameter in model.parameters():
-        integer = _INTEGER_OF[parameter.element_size()]
-        if parameter.numel() - 1 > torch.iinfo(integer).max:
-            raise CheckpointError(f"a tensor of {parameter.numel():,} {parameter.dtype} elements is too large to prune")
-        parameter.data.copy_(torch.arange(parameter.numel(), dtype=integer).view(parameter.dtype).view(parameter.shape))
+        parameter.data = _positions(parameter)
+    _encode_buffers(model)
+
+
+class PositionsWhenRead(TorchFunctionMode):
+    """A context in which a pruner reads positions, see `encode_positions`, in the parameters of a throwaway copy.
+
+    Only what it makes of them takes memory. Parameters that it leaves as they are stay as they are; `derive` knows them by
+    their memory, which must be that of the model before.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Take the throwaway copy, one that shares the memory of the model that is left as it is."""
+        super().__init__()
+        self._read_as_positions = {id(parameter): parameter for parameter in model.parameters()}
+        for parameter in self._read_as_positions.values():
+            _integers(parameter)
+        _encode_buffers(model)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Compute with positions in place of parameters."""
+        kwargs = kwargs or {}
+        if func in _NO_VALUES:
+            return func(*args, **kwargs)
+        return func(*map(self._read, args), **{key: self._read(value) for key, value in kwargs.items()})
+
+    def _read(self, value: Any) -> Any:
+        return _positions(value) if id(value) in self._read_as_positions else value
+
+
+def _integers(tensor: Tensor) -> torch.dtype:
+    """What positions in a tensor are written as."""
+    integer = _INTEGER_OF[tensor.element_size()]
+    if tensor.numel() - 1 > torch.iinfo(integer).max:
+        raise CheckpointError(f"a tensor of {tensor.numel():,} {tensor.dtype} elements is too large to prune")
+    return integer
+
+
+def _positions(tensor: Tensor) -> Tensor:
+    return torch.arange(tensor.numel(), dtype=_integers(tensor)).view(tensor.dtype).view(tensor.shape)
+
+
+def _encode_buffers(model: nn.Module) -> None:
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:
@@ -82,6 +126,8 @@ def encode_positions(model: nn.Module) -> None:
 def derive(before: nn.Module, after: nn.Module) -> tuple[Edit, ...]:
     """The edits that make `after`, a copy of `before` with encoded positions that a pruner has cut, out of `before`.
 
+    Tensors of `after` in the memory of those of `before` are whole.
+
     Raises:
         ValueError: where a tensor of `after` is no selection of whole slices of its original.
     """
@@ -89,7 +135,8 @@ def derive(before: nn.Module, after: nn.Module) -> tuple[Edit, ...]:
     cuts: dict[tuple[int, tuple[int, ...]], list[tuple[str, int]]] = defaultdict(list)
     for name, tensor in _tensors(after):
         shape = tuple(originals[name].shape)
-        if not shape:
+        unread = tensor.data_ptr() == originals[name].data_ptr() and tuple(tensor.shape) == shape
+        if not shape or unread:
             continue
         for axis, kept in enumerate(_kept_indices(name, tensor, shape)):
             if kept != tuple(range(shape[axis])):
@@ -145,32 +192,44 @@ def _module(model: nn.Module, path: str) -> nn.Module:
 
 
 def _keep(model: nn.Module, edit: Keep) -> None:
-    # Tied tensors stay tied. The old ones are kept alive, lest a new one gets the identity of one that is gone.
-    replaced: dict[int, tuple[Tensor, Tensor]] = {}
-    done: set[tuple[int, str, int]] = set()
+    axes: dict[tuple[str, str], list[int]] = {}
     for name, axis in edit.axes:
         path, _, leaf = name.rpartition(".")
+        axes.setdefault((path, leaf), []).append(axis)
+    # Tied tensors stay tied. The old ones are kept alive, lest a new one gets the identity of one that is gone.
+    replaced: dict[tuple[int, tuple[int, ...]], tuple[Tensor, Tensor]] = {}
+    done: dict[tuple[int, str], set[int]] = {}
+    for (path, leaf), named in axes.items():
         module = _module(model, path)
         old = module._parameters.get(leaf, module._buffers.get(leaf))
         if old is None:
+            name = f"{path}.{leaf}" if path else leaf
             raise CheckpointError(f"the edits name the tensor '{name}', which the architecture does not have")
-        if (id(module), leaf, axis) in done:  # a module of two names was cut under the first
+        before = done.setdefault((id(module), leaf), set())  # a module of two names is cut under the first
+        left = tuple(axis for axis in dict.fromkeys(named) if axis not in before)
+        if not left:
             continue
-        done.add((id(module), leaf, axis))
+        before.update(left)
+        if (id(old), left) not in replaced:
+            replaced[id(old), left] = old, _kept(f"{path}.{leaf}" if path else leaf, old, left, edit)
+        _, new = replaced[id(old), left]
+        if leaf in module._parameters:
+            setattr(module, leaf, new)
+        else:
+            module._buffers[leaf] = new
+
+
+def _kept(name: str, old: Tensor, axes: Sequence[int], edit: Keep) -> Tensor:
+    """What an edit leaves of a tensor: all axes at once, so that only the last of its cuts stays in memory."""
+    new, index = old.detach(), torch.tensor(edit.kept, device=old.device)
+    for axis in axes:
         if axis >= old.dim() or old.shape[axis] != edit.size or max(edit.kept) >= edit.size:
             raise CheckpointError(
                 f"the edits keep {len(edit.kept)} of {edit.size} indices of axis {axis} of '{name}', "
                 f"whose shape is {tuple(old.shape)}"
             )
-        if id(old) not in replaced:
-            index = torch.tensor(edit.kept, device=old.device)
-            new = old.detach().index_select(axis, index)
-            replaced[id(old)] = old, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-        _, new = replaced[id(old)]
-        if leaf in module._parameters:
-            setattr(module, leaf, new)
-        else:
-            module._buffers[leaf] = new
+        new = new.index_select(axis, index)
+    return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 
 def _set_attribute(model: nn.Module, edit: Attribute) -> None:

@@ -15,7 +15,7 @@ def head_widths(model: nn.Module) -> dict[str, int]:
     }
 
 
-def keep_scale(model: nn.Module, before: Mapping[str, int]) -> None:
+def keep_scale(model: nn.Module, before: Mapping[str, int], dtype: torch.dtype | None = None) -> None:
     """Scale the queries of heads that lost channels so that the softmax sees the products it saw, in place.
 
     Attention divides by the square root of the width of a head (Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1).
@@ -24,6 +24,7 @@ def keep_scale(model: nn.Module, before: Mapping[str, int]) -> None:
     Args:
         model: after surgery.
         before: the widths of the heads before, from `head_widths`.
+        dtype: what scaled weights become before they are scaled; None: what they are.
     """
     with torch.no_grad():
         for name, width in head_widths(model).items():
@@ -31,6 +32,10 @@ def keep_scale(model: nn.Module, before: Mapping[str, int]) -> None:
             assert isinstance(module, nn.MultiheadAttention)
             if width != before[name] and module.in_proj_weight is not None:
                 factor = (width / before[name]) ** 0.5
+                if dtype is not None:
+                    module.in_proj_weight = nn.Parameter(module.in_proj_weight.to(dtype))
+                    if module.in_proj_bias is not None:
+                        module.in_proj_bias = nn.Parameter(module.in_proj_bias.to(dtype))
                 module.in_proj_weight[: module.embed_dim] *= factor
                 if module.in_proj_bias is not None:
                     module.in_proj_bias[: module.embed_dim] *= factor

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,13 +109,14 @@ class ChannelGraph:
         Raises:
             RuntimeError: where the model cannot be traced.
         """
-        self._model = model.eval()
+        self.model = model.eval()
+        """The throwaway."""
         self._names = {module: name for name, module in model.named_modules()}
         self._parameters = {parameter: name for name, parameter in model.named_parameters()}
         for parameter in model.parameters():
             parameter.requires_grad_(True)  # the trace follows gradients
-        self._fused = attention.fused(self._model)
-        self._graph = WiredGraph().trace(self._model, example)
+        self._fused = attention.fused(self.model)
+        self._graph = WiredGraph().trace(self.model, example)
 
     def groups(self) -> Iterator[ChannelGroup]:
         """All groups, in the order torch-pruning finds them: from the outputs back."""
@@ -149,7 +150,7 @@ class ChannelGraph:
             self._graph.cut(group)
         for name in removed.keys() & self._fused.keys():  # last, as torch-pruning reads shapes while it cuts
             attention.remove_heads(self._fused[name], removed[name])
-        return self._model
+        return self.model
 
     def _described(self, group: Any) -> Iterator[ChannelGroup]:
         root = self._names[group[0].dep.target.module]
@@ -354,6 +355,25 @@ def sharing_copy(model: nn.Module, own: Iterable[str] = ()) -> nn.Module:
     """
     copied = {id(model.get_parameter(name)) for name in own}
     return _copied(model, {id(one): one for one in model.parameters() if id(one) not in copied})
+
+
+def copy_with(model: nn.Module, make: Callable[[nn.Parameter], Tensor]) -> nn.Module:
+    """A copy with other parameters; those that are one tensor stay one.
+
+    Args:
+        model: its buffers are copied.
+        make: the values in place of a parameter's; they may lie in the same memory.
+
+    Raises:
+        ModelError: where the model cannot be copied.
+    """
+    made = {id(one): nn.Parameter(make(one), one.requires_grad) for one in model.parameters()}
+    return _copied(model, made)
+
+
+def aliasing_copy(model: nn.Module) -> nn.Module:
+    """A copy with parameters of its own in the memory of those of `model`: to trace, and to cut by putting new ones in."""
+    return copy_with(model, lambda parameter: parameter.detach())
 
 
 def _copied(model: nn.Module, shared: dict[int, Any]) -> nn.Module:

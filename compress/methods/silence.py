@@ -4,28 +4,29 @@ A dependency graph that is wrong (a channel shuffle, heads of attention cut acro
 shapes that fit, and then a model that computes something else. So a cut is compared with a copy of the whole model in
 which the weights that read the channels are zero. Both copies get random weights: in trained ones a wrong wire may hide
 behind weights that are near zero, in fresh ones behind layers that begin at zero. Both compute in float64 where the model
-can: then a wrong wire shows however little its channels matter beside others.
+can: then a wrong wire shows however little its channels matter beside others. The random weights lie in memory once, in
+float32; `double.in_double` reads them in float64, and reads zeros where channels are silenced.
 
-Norms over channels compute other statistics without the removed ones, which is no mistake; `NormStatistics` keeps those
-of the silenced model for the cut one.
+Norms over channels compute other statistics without the removed ones, which is no mistake; `norms.NormStatistics` keeps
+those of the silenced model for the cut one.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from compress.methods.groups import ChannelGroup, sharing_copy
+from compress.methods.double import in_double
+from compress.methods.groups import ChannelGroup, copy_with, sharing_copy
+from compress.methods.norms import NormStatistics
 
 _CLOSE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Largest error, as a fraction of what silencing the channels changes."""
@@ -45,10 +46,10 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
 
     def normal(tensor: Tensor, scale: float) -> None:
-        tensor.copy_(torch.randn(tensor.shape, generator=generator) * scale)
+        tensor.copy_(torch.randn(tensor.shape, generator=generator).mul_(scale))
 
     def uniform(tensor: Tensor) -> None:
-        tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+        tensor.copy_(torch.rand(tensor.shape, generator=generator).add_(0.5))
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -66,6 +67,11 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
+def random_copy(model: nn.Module) -> nn.Module:
+    """A copy that `randomise` has made random; the weights of `model` are not copied first."""
+    return randomise(copy_with(model, lambda parameter: torch.empty_like(parameter, requires_grad=False)))
+
+
 def silence(model: nn.Module, groups: Iterable[ChannelGroup], removed: Mapping[str, Sequence[int]]) -> nn.Module:
     """A copy in which all weights that read the removed channels are zero; it shares all other weights with `model`.
 
@@ -74,32 +80,94 @@ def silence(model: nn.Module, groups: Iterable[ChannelGroup], removed: Mapping[s
         groups: all groups that `removed` names.
         removed: channels, by group name.
     """
-    read = [(item, set(removed[group.name])) for group in groups if removed.get(group.name) for item in group.coupled]
-    read = [(item, gone) for item, gone in read if item.reads]
-    silenced = sharing_copy(model, {item.tensor for item, _ in read})
+    places = _silenced(groups, removed)
+    silenced = sharing_copy(model, {tensor for tensor, _, _ in places})
     with torch.no_grad():
-        for item, gone in read:
-            zeros = [s for s, root in zip(item.slices, item.roots, strict=True) if root in gone]
-            silenced.get_parameter(item.tensor).index_fill_(item.axis, torch.tensor(zeros, dtype=torch.long), 0)
+        for tensor, axis, zeros in places:
+            silenced.get_parameter(tensor).index_fill_(axis, zeros, 0)
     return silenced
 
 
-def in_double(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[nn.Module, tuple[Tensor, ...], list[Tensor]]:
-    """Model and inputs in float64, or as they are where the model cannot compute in it, and its outputs.
+def _silenced(groups: Iterable[ChannelGroup], removed: Mapping[str, Sequence[int]]) -> list[tuple[str, int, Tensor]]:
+    """The weights that read the removed channels: tensor, axis, indices."""
+    found = []
+    for group in groups:
+        gone = set(removed.get(group.name, ()))
+        for item in group.coupled:
+            if gone and item.reads:
+                zeros = [s for s, root in zip(item.slices, item.roots, strict=True) if root in gone]
+                found.append((item.tensor, item.axis, torch.tensor(zeros, dtype=torch.long)))
+    return found
 
-    Args:
-        model: in float32; a float64 one is a copy.
-        example: a batch of each input; integers stay what they are.
 
-    Raises:
-        Exception: whatever the forward pass raises in float32 too.
+class Whole:
+    """A model with all channels read, and what it computes for a few samples: what proofs compare with.
+
+    It computes in float64: weight by weight where its forward pass calls its layers, else in a float64 copy. A model that
+    makes float32 tensors of its own computes in float32.
     """
-    precise = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in example)
-    doubled = copy.deepcopy(model).double()
-    try:
-        return doubled, precise, outputs_for(doubled, precise)
-    except Exception:  # noqa: BLE001  # a forward that makes float32 tensors of its own may raise anything
-        return model, example, outputs_for(model, example)
+
+    def __init__(self, model: nn.Module, samples: tuple[Tensor, ...]) -> None:
+        """Compute the outputs.
+
+        Args:
+            model: in float32; it is left as it was.
+            samples: a batch of each input; integers stay what they are.
+
+        Raises:
+            Exception: whatever the forward pass raises in float32 too.
+        """
+        self.model, self._samples, self._by_weight = model, in_float64(samples), True
+        try:
+            with in_double(model):
+                self._outputs = outputs_for(model, self._samples)
+            return
+        except Exception:  # noqa: BLE001  # a user's forward may raise anything
+            self._by_weight = False
+        try:
+            self.model = copy.deepcopy(model).double()
+            self._outputs = outputs_for(self.model, self._samples)
+        except Exception:  # noqa: BLE001  # as above
+            self.model, self._samples = model, samples
+            self._outputs = outputs_for(model, samples)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What weights that are made anew for a proof must be of; None where it is theirs already."""
+        return torch.float64 if self._by_weight else None
+
+    def silenced(self, groups: Sequence[ChannelGroup], removed: Mapping[str, Sequence[int]]) -> Expected:
+        """What the model must compute without these channels.
+
+        Args:
+            groups: all groups that `removed` names.
+            removed: channels, by group name.
+
+        Raises:
+            Exception: whatever its forward pass raises.
+        """
+        if not self._by_weight:
+            return Expected(silence(self.model, groups, removed), self._outputs, self._samples)
+        zeros: dict[int, list[tuple[int, Tensor]]] = {}
+        for tensor, axis, indices in _silenced(groups, removed):
+            zeros.setdefault(id(self.model.get_parameter(tensor)), []).append((axis, indices))
+        with in_double(self.model, zeros):
+            return Expected(self.model, self._outputs, self._samples)
+
+    def missed_by(self, cut: nn.Module, expected: Expected) -> str | None:
+        """Whether a model that was cut out of this one computes something else than expected, see `Expected.missed_by`.
+
+        Raises:
+            Exception: whatever its forward pass raises.
+        """
+        context: AbstractContextManager[None] = in_double(cut) if self._by_weight else nullcontext()
+        with context:
+            return expected.missed_by(cut)
+
+
+def in_float64(samples: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """The samples in float64; integers stay what they are."""
+    return tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in samples)
 
 
 @dataclass(frozen=True)
@@ -141,6 +209,7 @@ def _on(
     for name, axis in places:
         axes.setdefault(name, []).append(axis)
     probe = sharing_copy(model)
+    own = {parameter.untyped_storage().data_ptr() for parameter in probe.parameters()}
     on = {(name, axis): [False] * probe.get_parameter(name).shape[axis] for name, all_ in axes.items() for axis in all_}
 
     alike: dict[int, list[str]] = {}
@@ -155,12 +224,24 @@ def _on(
                 on[name, axis] = touched.movedim(axis, 0).reshape(touched.shape[axis], -1).any(1).tolist()
         parameter.grad = None  # all together they are as large as the model
 
+    def pack(saved: Tensor) -> tuple[Tensor, torch.dtype]:
+        """What is kept of a tensor for the way back: whether it is zero, at little more than that takes.
+
+        bfloat16 goes as near to zero as float32 does.
+        """
+        kept = saved.is_floating_point() and saved.untyped_storage().data_ptr() not in own
+        return saved.to(torch.bfloat16) if kept else saved, saved.dtype
+
+    def unpack(packed: tuple[Tensor, torch.dtype]) -> Tensor:
+        return packed[0].to(packed[1])
+
     # Any fixed weights of the outputs do; a plain sum would be constant behind a softmax.
     generator = torch.Generator().manual_seed(0)
     before = [(parameter, parameter.requires_grad) for parameter in probe.parameters()]
     try:
         probe.requires_grad_(False)
         with torch.enable_grad(), ExitStack() as hooks:
+            hooks.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, unpack))
             for names in alike.values():
                 read = probe.get_parameter(names[0]).requires_grad_(True)
                 handle = read.register_post_accumulate_grad_hook(functools.partial(look, names))  # type: ignore[no-untyped-call]
@@ -246,64 +327,3 @@ def _tensors(answer: Any) -> list[Tensor]:
 
 def _largest(tensor: Tensor) -> float:
     return float(tensor.double().abs().max()) if tensor.numel() else 0.0
-
-
-class NormStatistics:
-    """Means and variances of layer and group norms: kept in one forward pass, used in the order of calls in another."""
-
-    def __init__(self) -> None:
-        self._calls: list[tuple[Tensor, Tensor]] = []
-
-    def kept(self) -> TorchFunctionMode:
-        """A context whose norms compute as ever, and are remembered."""
-        self._calls.clear()
-        return _Norms(self._keep)
-
-    def used(self) -> TorchFunctionMode:
-        """A context whose norms take the remembered statistics, first call first."""
-        calls = iter(self._calls)
-        return _Norms(lambda mean, variance: next(calls, (mean, variance)))
-
-    def _keep(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        self._calls.append((mean, variance))
-        return mean, variance
-
-
-class _Norms(TorchFunctionMode):
-    """Computes layer and group norms by hand, with statistics of somebody's choice."""
-
-    def __init__(self, choose: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
-        super().__init__()
-        self._choose = choose
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.layer_norm:
-            return self._layer_norm(*args, **kwargs)
-        if func is F.group_norm:
-            return self._group_norm(*args, **kwargs)
-        return func(*args, **kwargs)
-
-    def _layer_norm(
-        self,
-        x: Tensor,
-        normalized_shape: Sequence[int],
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        axes = tuple(range(-len(normalized_shape), 0))
-        mean, variance = self._choose(x.mean(axes, keepdim=True), x.var(axes, correction=0, keepdim=True))
-        y = (x - mean) * (variance + eps).rsqrt()
-        y = y if weight is None else y * weight
-        return y if bias is None else y + bias
-
-    def _group_norm(
-        self, x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
-    ) -> Tensor:
-        parts = x.reshape(x.shape[0], groups, -1)
-        mean, variance = self._choose(parts.mean(-1, keepdim=True), parts.var(-1, correction=0, keepdim=True))
-        y = ((parts - mean) * (variance + eps).rsqrt()).reshape(x.shape)
-        shape = (-1, *(1,) * (x.dim() - 2))
-        y = y if weight is None else y * weight.reshape(shape)
-        return y if bias is None else y + bias.reshape(shape)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -15,17 +17,17 @@ from compress.data.base import Inputs
 from compress.edits import Attribute, Edit, Keep
 from compress.errors import StageError, first_line
 from compress.methods import attention
-from compress.methods.groups import ChannelGraph, ChannelGroup, copy_on_cpu, outputs_of, sharing_copy
-from compress.methods.silence import (
-    CANNOT_TELL,
-    Expected,
-    in_double,
-    outputs_for,
-    randomise,
-    seen,
-    silence,
+from compress.methods.groups import (
+    ChannelGraph,
+    ChannelGroup,
+    aliasing_copy,
+    copy_on_cpu,
+    outputs_of,
+    sharing_copy,
 )
+from compress.methods.silence import CANNOT_TELL, Seen, Whole, in_float64, outputs_for, random_copy, seen
 from compress.methods.trial import find_broken
+from compress.pruning.memory import give_back
 
 _MOST_SIZES = 16
 """Ways tried to set the sizes that a model remembers."""
@@ -64,7 +66,9 @@ class Surgeon:
         self.groups: list[ChannelGroup] = self._candidates()
         """Those that may be pruned, as far as is known."""
         self._by_name = {group.name: group for group in self.groups}
-        self._random, self._tried, self._full = in_double(randomise(copy_on_cpu(model)), samples)
+        self._tried = samples
+        self._proven_before: dict[frozenset[tuple[str, tuple[int, ...]]], tuple[Edit, ...]] = {}
+        """Edits that were proven, by the channels that go."""
         self._needed: set[tuple[str, str]] = set()
         """Sizes that the model remembers and that a trial has found to be needed."""
 
@@ -82,12 +86,13 @@ class Surgeon:
                     self.left_alone[group.name] = _OUTPUTS
                 else:
                     self._leave_alone([(group, "what reads them is no layer that this tool knows to cut")])
-        shown = seen(self._random, read, self._tried)
+        shown = self._seen(read)
+        give_back()
         dark = set(shown.dark)
         reason = f"{CANNOT_TELL} they make no difference to the outputs for {len(self._tried[0])} training samples"
         if (samples := max(_LEAST_SAMPLES, shown.samples)) < len(self._tried[0]):
             self._tried = tuple(tensor[:samples] for tensor in self._tried)
-            self._full = outputs_for(self._random, self._tried)
+            self.__dict__.pop("_whole", None)
         self._leave_alone([(group, reason) for group in read if group.name in dark])
         self._try([group for group in read if group.name not in dark], removed)
 
@@ -112,10 +117,37 @@ class Surgeon:
     def _forget(self) -> None:
         self.groups = [group for group in self.groups if group.name not in self.left_alone]
 
+    @functools.cached_property
+    def _answered(self) -> list[torch.Size]:
+        """The shapes of the model's outputs for the example."""
+        return [tensor.shape for tensor in outputs_for(self.model, self._example)]
+
+    @functools.cached_property
+    def _random(self) -> nn.Module:
+        """The model with random weights, in float32; made once the throwaway copy of the first trace is gone."""
+        return random_copy(self.model)
+
+    @functools.cached_property
+    def _whole(self) -> Whole:
+        """It again, with all channels, as it computes for the samples of the trials."""
+        return Whole(self._random, self._tried)
+
+    def _seen(self, groups: Sequence[ChannelGroup]) -> Seen:
+        """Which groups a proof can tell anything of, and how many samples that takes."""
+        shown = seen(self._random, groups, self._tried)
+        if not shown.dark:
+            return shown
+        # A gate that float32 rounds to one is not closed; float64 tells, with a copy that is twice as large.
+        try:
+            return seen(copy.deepcopy(self._random).double(), groups, in_float64(self._tried))
+        except Exception:  # noqa: BLE001  # a forward that makes float32 tensors of its own may raise anything
+            return shown
+
     def _candidates(self) -> list[ChannelGroup]:
         """Groups that may be tried; the others are remembered with the reason."""
         try:
-            found = list(ChannelGraph(copy_on_cpu(self.model), self._example).groups())
+            self._traced: ChannelGraph | None = ChannelGraph(aliasing_copy(self.model), self._example)
+            found = list(self._traced.groups())
         except Exception as error:  # torch-pruning raises whatever it stumbles over
             reason = f"{type(error).__name__}: {first_line(error)}"
             raise StageError(f"prune: torch-pruning cannot trace the dependencies of this model: {reason}") from error
@@ -158,8 +190,7 @@ class Surgeon:
             found = outputs_for(cut(sharing_copy(self.model), self._derived(removed)), self._example)
         except Exception:  # noqa: BLE001  # torch-pruning and a user's forward may raise anything
             return False
-        whole = outputs_for(self.model, self._example)
-        return [tensor.shape for tensor in found] != [tensor.shape for tensor in whole]
+        return [tensor.shape for tensor in found] != self._answered
 
     def _edits(self, removed: Removed) -> tuple[Edit, ...]:
         """What torch-pruning makes of the removal, as edits, and proven on random weights.
@@ -170,13 +201,17 @@ class Surgeon:
         removed = {name: gone for name, gone in removed.items() if gone}
         if not removed:
             return ()
+        asked = frozenset((name, tuple(gone)) for name, gone in removed.items())
+        if asked in self._proven_before:
+            return self._proven_before[asked]
         try:
             edits = self._derived(removed)
         except Exception as error:  # torch-pruning may raise anything; each is the answer
             raise BrokenError(first_line(error)) from error
         if pair := surgery.unties(self.model, edits):
             raise BrokenError(f"'{pair[0]}' and '{pair[1]}' share one weight, of which only one would be cut")
-        return self._proven(edits, removed)
+        proven = self._proven_before[asked] = self._proven(edits, removed)
+        return proven
 
     def _derived(self, removed: Removed) -> tuple[Edit, ...]:
         """What torch-pruning makes of the removal, as edits that nothing has proven.
@@ -184,23 +219,31 @@ class Surgeon:
         Raises:
             Exception: whatever torch-pruning raises.
         """
-        throwaway = copy_on_cpu(self.model)
-        graph = ChannelGraph(throwaway, self._example)
-        surgery.encode_positions(throwaway)
-        return surgery.derive(self.model, graph.remove(outputs_of([self._by_name[name] for name in removed], removed)))
+        graph = self._traced or ChannelGraph(aliasing_copy(self.model), self._example)
+        self._traced = None  # it can be cut once
+        gone = outputs_of([self._by_name[name] for name in removed], removed)
+        with surgery.PositionsWhenRead(graph.model):
+            throwaway = graph.remove(gone)
+        edits = surgery.derive(self.model, throwaway)
+        for (
+            module
+        ) in throwaway.modules():  # torch-pruning's graph holds it in a circle, which would wait for the collector
+            module._parameters.clear()
+        give_back()
+        return edits
 
     def _proven(self, edits: tuple[Edit, ...], removed: Removed) -> tuple[Edit, ...]:
         """The edits, with sizes corrected that the model keeps in attributes of its own, where it needs them."""
-        silenced = silence(self._random, [self._by_name[name] for name in removed], removed)
+        whole = self._whole
         try:
-            expected = Expected(silenced, self._full, self._tried)
+            expected = whole.silenced([self._by_name[name] for name in removed], removed)
         except Exception as error:  # a user's forward may raise anything; each is the answer
             raise BrokenError(first_line(error)) from error
-        del silenced  # it is as large as the model
+        give_back()
 
         def difference(edits: Sequence[Edit]) -> str | None:
             try:
-                return expected.missed_by(cut(sharing_copy(self._random), edits))
+                return whole.missed_by(cut(sharing_copy(whole.model), edits, whole.dtype), expected)
             except Exception as error:  # noqa: BLE001  # as above
                 return first_line(error)
 
@@ -254,11 +297,17 @@ def _on_cpu(model: nn.Module) -> nn.Module:
     return sharing_copy(model).eval() if fits else copy_on_cpu(model)
 
 
-def cut(model: nn.Module, edits: Sequence[Edit]) -> nn.Module:
-    """Apply edits in place, attention's scale kept; returns the same model."""
+def cut(model: nn.Module, edits: Sequence[Edit], scaled: torch.dtype | None = None) -> nn.Module:
+    """Apply edits in place, attention's scale kept; returns the same model.
+
+    Args:
+        model: before.
+        edits: in their order.
+        scaled: the type of weights that take up a new scale, where it is not that of all others.
+    """
     widths = attention.head_widths(model)
     surgery.apply_all(model, edits)
-    attention.keep_scale(model, widths)
+    attention.keep_scale(model, widths, scaled)
     return model
 
 
