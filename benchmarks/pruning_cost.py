@@ -3,6 +3,8 @@
 Beside it torch-pruning's own pruner, which traces, chooses and cuts, and proves nothing: the same network with random weights,
 the same images, L1 norms, half the channels of every group, the classifier left alone. Each run is a process of its own;
 memory is its largest resident size above what it had before the network was made, so the network itself counts once in both.
+Before that each tool prunes another network, so that pages of libraries are read, and freed memory goes back to the system: else
+what loading leaves behind would hide a part of the peak, and what libraries touch for the first time would count as one.
 
     python benchmarks/pruning_cost.py --json benchmarks/results/pruning_cost.json
     python benchmarks/pruning_cost.py --render                                                      the table
@@ -38,6 +40,7 @@ from compress.events import Silent
 from compress.files import readable_json, write_file
 from compress.models.cost import macs, parameters
 from compress.models.factory import Arch, create
+from compress.pruning.memory import give_back
 from compress.stages import STAGES, source
 from compress.stages.base import Context
 from compress.surroundings import git_revision, machine_record
@@ -45,7 +48,8 @@ from compress.surroundings import git_revision, machine_record
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results" / "pruning_cost.json"
 NETWORKS = ("torchvision:resnet50", "torchvision:vit_b_16")
-PIXELS, CLASSES, RATIO = 224, 10, 0.5
+WARM_UP = "torchvision:resnet18"
+PIXELS, CLASSES, RATIO = 224, 2, 0.5
 
 
 def images(folder: Path) -> Dataset:
@@ -117,8 +121,10 @@ def measured(network: str, tool: str, threads: int) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         data = images(Path(folder))
+        TOOLS[tool](WARM_UP, data, Path(folder) / "warm-up")()
         prepared = TOOLS[tool](network, data, Path(folder))
         gc.collect()
+        give_back()
         Path("/proc/self/clear_refs").write_text("5")  # the largest so far begins anew
         before = resident("VmRSS")
         started, worked = time.perf_counter(), time.process_time()

@@ -242,6 +242,7 @@ def _last_cut(parent: Checkpoint, aim: Aim, work: _Work, context: Context) -> Dr
     context.note(f"{step}{what_remains(work.before, cost_of(work.model, work.example))}; {pruned}")
     for note in choice.notes:
         context.note(note)
+    del surgeon  # its random weights are as large as the model, and training takes hours
     following = replace(context, progress=_counting_on(work, context.progress))
     training = recover(work.model, work.config.recovery, work.config.batchnorm_samples if trail.edits else 0, following)
     return Draft(
