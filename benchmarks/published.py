@@ -80,8 +80,10 @@ class Rows:
         path = self._path = arguments.json
         budget = {name: getattr(arguments, name) for name in shared}
         self.found: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {"records": []}
-        if self.found.setdefault("budget", budget) != budget and not arguments.render:
-            sys.exit(f"{path} was measured with {self.found['budget']}, this is {budget}")
+        if not self.found["records"]:
+            self.found["budget"] = budget
+        if self.found.get("budget") != budget and not arguments.render:
+            sys.exit(f"{path} was measured with {self.found.get('budget')}, this is {budget}")
         options: list[str] = []
         for name, value in budget.items():
             if value is not None:
@@ -99,9 +101,9 @@ class Rows:
         return {tuple(row[key] for key in keys) for row in self.found["records"]}
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Keep a row, with the machine and the code that it was measured with."""
+        """Keep a row, with the code that it was measured with; the file names the machine of the last one."""
         self.found |= self._head
-        self.found["records"].append(dict(row))
+        self.found["records"].append({**row, "git_revision": self._head["git_revision"]})
         write_file(self._path, readable_json(self.found))
         print(json.dumps(row), flush=True)
 

@@ -206,7 +206,7 @@ def _keep(model: nn.Module, edit: Keep) -> None:
             name = f"{path}.{leaf}" if path else leaf
             raise CheckpointError(f"the edits name the tensor '{name}', which the architecture does not have")
         before = done.setdefault((id(module), leaf), set())  # a module of two names is cut under the first
-        left = tuple(axis for axis in dict.fromkeys(named) if axis not in before)
+        left = tuple(sorted(set(named) - before))  # one order, as tied tensors are known by it
         if not left:
             continue
         before.update(left)

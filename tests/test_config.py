@@ -258,6 +258,10 @@ def test_bad_data(refuse, data, message):
         ("svd: {}", "stages.0.svd: unknown stage (there are: train, distill, prune, factorize, quantize, export)"),
         ("distill:", "stages.0.distill.student: is missing"),
         ("train: {losses: []}", "stages.0.train.losses: must have at least 1 item, got []"),
+        (
+            "distill: {student: {factory: 'cifar:resnet20'}, losses: [{hint: {layers: {}}}]}",
+            "stages.0.distill.losses.0.hint.layers: must have at least 1 item or 'auto', got {}",
+        ),
         ("train: {losses: [labels]}", 'stages.0.train.losses.0: must be a mapping, got "labels"'),
         ("train: {losses: [{kd: {}}]}", "stages.0.train.losses: 'train' has no teacher, so 'kd' cannot be used; use"),
         ("train: {learning_rate: .inf}", "stages.0.train.learning_rate: must be a finite number, got inf"),

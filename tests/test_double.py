@@ -12,6 +12,7 @@ from compress import surgery
 from compress.methods.double import in_double
 from compress.methods.groups import ChannelGraph, aliasing_copy, outputs_of
 from compress.methods.silence import Whole, outputs_for, random_copy, silence, what_differs
+from compress.pruning.surgeon import Surgeon, cut
 
 EXAMPLE = torch.randn(2, 3, 6, 9, generator=torch.Generator().manual_seed(0))
 
@@ -39,6 +40,49 @@ class Peeks(Residual):
 
     def forward(self, x):
         return nn.functional.linear(self.stem(x).relu().mean((2, 3)), self.head.weight)
+
+
+class Twins(nn.Module):
+    """Two layers of attention that share what makes queries, keys and values."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(5, 8)
+        self.one, self.other = (nn.MultiheadAttention(8, 2, batch_first=True) for _ in range(2))
+        self.other.in_proj_weight, self.other.in_proj_bias = self.one.in_proj_weight, self.one.in_proj_bias
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for layer in (self.one, self.other):
+            x = x + layer(x, x, x, need_weights=False)[0]
+        return self.head(x.mean(1))
+
+
+class Saturated(nn.Module):
+    """A layer behind a gate that is almost open: bfloat16 cannot tell it from one that is."""
+
+    def __init__(self, gate, offset):
+        super().__init__()
+        self.first, self.gated, self.head = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.gate, self.offset = gate, offset
+
+    def forward(self, x):
+        return self.head(self.gate(self.gated(self.first(x).relu()).abs() + self.offset))
+
+
+class Keeps(nn.Module):
+    """Keeps a table in the type of its inputs, for each size of a batch, and computes in float32 at its end."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Linear(8, 3)
+        self.table = None
+
+    def forward(self, x):
+        if self.table is None or len(self.table) != len(x):
+            self.table = torch.ones(len(x), 1, 1, 1, dtype=x.dtype)
+        return self.head(self.second(self.first(x).relu() * self.table).mean((2, 3)).float())
 
 
 class Stubborn(nn.Module):
@@ -97,9 +141,8 @@ def test_slices_are_read_as_zeros():
     removed = {name: [0, 5]}
     before = state_of(model)
     whole = Whole(model, (example,))
-    whole.silenced(list(groups.values()), removed)
-    quiet = silence(copy.deepcopy(model).double(), groups.values(), removed)
-    assert what_differs(quiet, quiet, copy.deepcopy(model).double(), (example.double(),)) is None
+    quiet = silence(copy.deepcopy(model), groups.values(), removed)
+    assert whole.missed_by(quiet, whole.silenced(list(groups.values()), removed)) is None
     cut = surgery.apply_all(copy.deepcopy(model), derived(model, example, removed))
     expected = whole.silenced(list(groups.values()), removed)
     assert whole.missed_by(cut, expected) is None
@@ -155,3 +198,42 @@ def test_a_random_copy_is_that_of_a_copy_made_random():
     assert want.keys() == have.keys()
     assert all(torch.equal(want[name], have[name]) for name in want)
     assert_untouched(model, before)
+
+
+def surgeon_of(model, *shape):
+    """After a trial in which every group lost two channels."""
+    example = torch.randn(4, *shape, generator=torch.Generator().manual_seed(1))
+    model.eval()(torch.cat([example, example]))  # as a stage does before it
+    told = []
+    surgeon = Surgeon(model, (example,), (example,), (), told.append)
+    surgeon.try_groups({group.name: [1, 6] if group.channels > 6 else [0] for group in surgeon.groups})
+    assert told == []
+    return surgeon, example
+
+
+def test_layers_of_attention_that_share_weights_are_scaled_once():
+    torch.manual_seed(0)
+    surgeon, example = surgeon_of(Twins(), 3, 5)
+    removed = {group.name: [1, 6] for group in surgeon.groups}
+    edits = surgeon.edits(removed)
+    whole = random_copy(surgeon.model).double()
+    after = cut(copy.deepcopy(whole), edits)
+    assert after.one.in_proj_weight is after.other.in_proj_weight
+    assert len(after.one.in_proj_weight) == 3 * 6
+    assert what_differs(silence(whole, surgeon.groups, removed), after, whole, (example.double(),)) is None
+
+
+@pytest.mark.parametrize(
+    ("gate", "offset"), [(torch.sigmoid, 7.0), (torch.sigmoid, 14.0), (torch.tanh, 4.0), (torch.tanh, 12.0)]
+)
+def test_what_lies_behind_a_gate_that_is_almost_open_is_seen(gate, offset):
+    torch.manual_seed(0)
+    surgeon, _ = surgeon_of(Saturated(gate, offset), 6)
+    assert {group.name for group in surgeon.groups} == {"first", "gated"}
+
+
+def test_a_forward_pass_that_keeps_tables_is_proven_in_what_it_can_compute_in():
+    torch.manual_seed(0)
+    surgeon, _ = surgeon_of(Keeps(), 3, 5, 5)
+    assert {group.name for group in surgeon.groups} == {"first", "second"}
+    assert surgeon.edits({"first": [0, 3], "second": [2]})

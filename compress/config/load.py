@@ -122,7 +122,7 @@ def _locate(document: Document, location: Location) -> Location:
         if is_item or (isinstance(node, dict) and part in node):
             node = node[part]
             keys.append(part)
-        elif part in _DATA_KINDS and keys == ["data"]:
+        elif (part in _DATA_KINDS and keys == ["data"]) or "[" in str(part):  # such as dict[str,str]
             continue
         elif isinstance(node, dict):
             keys.append(part)  # a key that is missing

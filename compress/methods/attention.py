@@ -26,19 +26,29 @@ def keep_scale(model: nn.Module, before: Mapping[str, int], dtype: torch.dtype |
         before: the widths of the heads before, from `head_widths`.
         dtype: what scaled weights become before they are scaled; None: what they are.
     """
+    scaled: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
+    """What has been scaled and what it has become, by identity: a tensor that several modules share is scaled once."""
+    for name, width in head_widths(model).items():
+        module = model.get_submodule(name)
+        assert isinstance(module, nn.MultiheadAttention)
+        if width == before[name] or module.in_proj_weight is None:
+            continue
+        factor = (width / before[name]) ** 0.5
+        for key in ("in_proj_weight", "in_proj_bias"):
+            old = getattr(module, key)
+            if old is None:
+                continue
+            if id(old) not in scaled:
+                scaled[id(old)] = old, _scaled(old, slice(module.embed_dim), factor, dtype)
+            setattr(module, key, scaled[id(old)][1])
+
+
+def _scaled(parameter: nn.Parameter, queries: slice, factor: float, dtype: torch.dtype | None) -> nn.Parameter:
+    """The parameter with some rows multiplied: itself, or another one where it gets another type."""
     with torch.no_grad():
-        for name, width in head_widths(model).items():
-            module = model.get_submodule(name)
-            assert isinstance(module, nn.MultiheadAttention)
-            if width != before[name] and module.in_proj_weight is not None:
-                factor = (width / before[name]) ** 0.5
-                if dtype is not None:
-                    module.in_proj_weight = nn.Parameter(module.in_proj_weight.to(dtype))
-                    if module.in_proj_bias is not None:
-                        module.in_proj_bias = nn.Parameter(module.in_proj_bias.to(dtype))
-                module.in_proj_weight[: module.embed_dim] *= factor
-                if module.in_proj_bias is not None:
-                    module.in_proj_bias[: module.embed_dim] *= factor
+        found = parameter if dtype is None else nn.Parameter(parameter.to(dtype))
+        found[queries] *= factor
+    return found
 
 
 def fused(model: nn.Module) -> dict[str, nn.Module]:

@@ -111,16 +111,17 @@ class Whole:
         """Compute the outputs.
 
         Args:
-            model: in float32; it is left as it was.
+            model: in float32; its weights stay as they are, and what its forward pass keeps in it.
             samples: a batch of each input; integers stay what they are.
 
         Raises:
             Exception: whatever the forward pass raises in float32 too.
         """
-        self.model, self._samples, self._by_weight = model, in_float64(samples), True
+        # Another module, as a forward pass may keep a table in the type of its inputs.
+        self.model, self._samples, self._by_weight = sharing_copy(model), in_float64(samples), True
         try:
-            with in_double(model):
-                self._outputs = outputs_for(model, self._samples)
+            with in_double(self.model):
+                self._outputs = outputs_for(self.model, self._samples)
             return
         except Exception:  # noqa: BLE001  # a user's forward may raise anything
             self._by_weight = False
@@ -225,11 +226,12 @@ def _on(
         parameter.grad = None  # all together they are as large as the model
 
     def pack(saved: Tensor) -> tuple[Tensor, torch.dtype]:
-        """What is kept of a tensor for the way back: whether it is zero, at little more than that takes.
+        """What is kept of a tensor for the way back: of float32 whether it is zero, at little more than that takes.
 
-        bfloat16 goes as near to zero as float32 does.
+        bfloat16 goes as near to zero as float32 does, but not as near to one: behind a gate that is almost open it can show a
+        gradient of zero where there is one. Float64 stays whole and tells.
         """
-        kept = saved.is_floating_point() and saved.untyped_storage().data_ptr() not in own
+        kept = saved.dtype == torch.float32 and saved.untyped_storage().data_ptr() not in own
         return saved.to(torch.bfloat16) if kept else saved, saved.dtype
 
     def unpack(packed: tuple[Tensor, torch.dtype]) -> Tensor:

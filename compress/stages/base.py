@@ -229,7 +229,9 @@ def tell_of_layers(objective: Objective, context: Context) -> None:
     """Say which layers are compared where the settings leave that open."""
     if objective.features is not None:
         for kind, layers in objective.features.found.items():
-            context.note(f"{kind} compares {listed(map(repr, layers))}")
+            text = f"{kind} compares {listed(map(repr, layers))}"
+            if text not in context.notes:  # a sparsity training before the cut has said it
+                context.note(text)
 
 
 def _told_perturb(config: TrainingConfig) -> Iterator[str]:
