@@ -309,3 +309,9 @@ class PairedDifference(Record):
     """Exact McNemar test: how likely a split at least as uneven were, would neither model be better."""
     agreement: float
     """Percent of the samples on which both give the same answer, right or wrong."""
+
+
+def by_threads(threads: int, available: int) -> tuple[bool, int]:
+    """What sorts numbers of threads, the one to show first: most threads, but those that wait for a core last, fewest first."""
+    crowded = threads > available
+    return crowded, threads if crowded else -threads

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from compress.config.pipeline import LatencyConfig
 from compress.machine import cores
+from compress.measured import by_threads
 
 
 def main_setting(config: LatencyConfig) -> tuple[int, int]:
-    """Batch size and threads at which nodes are timed: the smallest batch with most threads, as the report's headline."""
-    return min(config.batch_sizes), max(config.threads)
+    """Batch size and threads at which nodes are timed: the setting of the report's headline."""
+    return min(config.batch_sizes), min(config.threads, key=lambda threads: by_threads(threads, cores()))
 
 
 def crowding(config: LatencyConfig) -> str | None:

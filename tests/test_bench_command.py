@@ -348,10 +348,13 @@ def test_nodes_are_timed_in_the_main_setting(models, untimed, monkeypatch):
         raise CompressError("not today")
 
     monkeypatch.setattr("compress.bench.profile.profile", refuse)
+    monkeypatch.setattr("compress.timed.cores", lambda: 2)
     config = LatencyConfig(batch_sizes=(8, 1, 32), threads=(1, 2), rounds=6, seconds=0.001)
     bench([models / "runs/tiny/dist/model.fp32.onnx"], BenchSettings(config), Silent())
     assert asked == [(1, 2)] == [main_setting(config)]
-    assert main_setting(LatencyConfig(batch_sizes=(4,), threads=(3, 2))) == (4, 3)
+    # More threads than cores wait for each other: they are shown first only where there is nothing else, the fewest.
+    assert main_setting(LatencyConfig(batch_sizes=(4,), threads=(3, 2))) == (4, 2)
+    assert main_setting(LatencyConfig(batch_sizes=(4,), threads=(4, 3))) == (4, 3)
 
 
 def test_no_times_per_node_on_cuda_are_told_where_they_were_asked_for(models, untimed):

@@ -765,6 +765,7 @@ def test_a_model_that_cannot_be_profiled_costs_its_profile_only(tiny, tmp_path, 
 
     timing = {"latency": {**LATENCY["latency"], "batch_sizes": [2], "threads": [2, 1]}}
     pipeline = tiny.pipeline(tmp_path, EXPORT, bench=timing)
+    monkeypatch.setattr("compress.timed.cores", lambda: 2)
     with monkeypatch.context() as patch:
         patch.setattr("compress.outcome.profile.profile", fails)
         results, recorder = go(pipeline, tmp_path / "runs")

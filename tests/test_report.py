@@ -373,6 +373,15 @@ def test_headline_setting_is_the_smallest_batch_and_most_threads_both_were_measu
     assert "2.0× faster (batch 1, 2 threads)" in head.headline
 
 
+def test_threads_that_wait_for_a_core_are_no_headline():
+    before = (timed(3.0, threads=1), timed(9.0, threads=2), timed(9.0, threads=4))
+    after = (timed(1.0, FASTER, threads=1), timed(1.0, FASTER, threads=2), timed(1.0, FASTER, threads=4))
+    run = pair(3, 3, before=(1000, before), after=(1000, after))
+    for cores, shown in ((1, "1 thread)"), (2, "2 threads)"), (3, "2 threads)"), (4, "4 threads)")):
+        machine = run.machine.model_copy(update={"cores": cores})
+        assert f"(batch 1, {shown}" in summarize(run.model_copy(update={"machine": machine})).head.headline
+
+
 def test_budget_missed_and_unsure(tmp_path):
     run = pair(3, 5, own=2)
     difference = run.budget.difference

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from compress.measured import Latency, PairedDifference, Ratio, Repeat
+from compress.measured import Latency, PairedDifference, Ratio, Repeat, by_threads
 from compress.methods.comparison import is_clear_ratio
 from compress.report import text
 from compress.results import Results, Row
@@ -101,14 +101,14 @@ def latencies(row: Row, setting: Setting) -> tuple[Latency, ...]:
 
 
 def main_setting(results: Results) -> Setting | None:
-    """The setting that the headline and the charts show: smallest batch, then most threads.
+    """The setting that the headline and the charts show: smallest batch, then most threads that have a core each.
 
     Fixed, so that it cannot be the most flattering one; measured for the last row and the reference, or else None.
     """
-    reference = results.reference_row()
+    reference, cores = results.reference_row(), results.machine.cores
     both = {Setting.of(latency) for latency in reference.latency}
     both &= {Setting.of(latency) for latency in results.rows[-1].latency}
-    return min(both, key=lambda setting: (setting.batch_size, -setting.threads, setting), default=None)
+    return min(both, key=lambda one: (one.batch_size, *by_threads(one.threads, cores), one), default=None)
 
 
 def repeat_in(results: Results, setting: Setting) -> Repeat | None:
