@@ -43,7 +43,7 @@ from compress.data.base import Dataset
 from compress.data.load import load_data
 from compress.seeds import derive_seed
 
-_USUAL = {"protect": [], "splits": ["channel"]}
+_USUAL = {"protect": [], "multiple": 4, "splits": ["channel"], "faster_by": 0.0}
 EACH_OF_TWO = 1 / 2**0.5
 """Fraction of the multiply-accumulates that each of two stages leaves: together they leave half."""
 OF_TWO: Mapping[str, Mapping[str, Any]] = {"prune": {"protect": ["conv1*", "*.conv2*"]}, "factorize": {}}
@@ -72,9 +72,9 @@ def cases() -> Iterator[Case]:
     for ranking in ("local", "global", "isomorphic", "sensitivity"):
         for criterion in CRITERIA:
             yield Case("resnet56", "prune", 1 / 2.1, {"criterion": criterion, "ranking": ranking})
-    for ranking in ("local", "sensitivity"):
-        stream_whole = {"criterion": "l1", "ranking": ranking, "protect": ["conv1", "*.conv2"]}
-        yield Case("resnet56", "prune", 1 / 2.1, stream_whole)
+    stream_whole = {"criterion": "l1", "ranking": "local", "protect": ["conv1", "*.conv2"]}
+    for other in ({}, {"ranking": "sensitivity"}, *({"multiple": multiple} for multiple in (1, 2, 8))):
+        yield Case("resnet56", "prune", 1 / 2.1, {**stream_whole, **other})
     for network in ("resnet20", "resnet56"):
         for order in (["prune", "factorize"], ["factorize", "prune"]):
             yield Case(network, "both", EACH_OF_TWO**2, {"order": order})
@@ -83,6 +83,7 @@ def cases() -> Iterator[Case]:
                 yield Case(network, "factorize", 1 / 1.5, {"truncation": truncation, "allocation": allocation})
             forms = {"truncation": truncation, "allocation": "least_error", "splits": ["channel", "spatial", "tucker"]}
             yield Case(network, "factorize", 1 / 1.5, forms)
+        yield Case(network, "factorize", 1 / 1.5, {**forms, "faster_by": 0.02})  # only what is faster here
 
 
 def settings_of(stage: str, target: float, settings: Mapping[str, Any]) -> dict[str, Any]:
