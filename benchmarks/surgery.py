@@ -134,8 +134,8 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
     """A table for each stage."""
     tables = []
     heads_of = {
-        "prune": ("criterion", "ranking", "protect"),
-        "factorize": ("truncation", "allocation", "splits"),
+        "prune": ("criterion", "ranking", "protect", "multiple"),
+        "factorize": ("truncation", "allocation", "splits", "faster_by"),
         "both": ("order",),
     }
     numbers = ("MACs left", "faster, fp32", "int8", "validation %, straight after", "with new statistics", "test %")
