@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import JsonValue, ValidationError
 
 from compress import machine, manifest
-from compress.config import Config, ModelConfig, Pipeline
+from compress.config import Config, ModelConfig, Pipeline, StageConfig
 from compress.data.files import no_such
 from compress.data.fingerprint import fingerprint, missing
 from compress.errors import CheckpointError, CompressError, ConfigError, Problem, nearest
@@ -152,8 +152,7 @@ class Keys:
 
     def _measured_on(self, planned: Planned) -> dict[str, JsonValue]:
         """The CPU, for a stage whose result depends on how fast it is."""
-        target = getattr(planned.settings, "target", None)
-        is_timed = getattr(planned.settings, "faster_by", 0) or getattr(target, "kind", None) == "latency"
+        is_timed = isinstance(planned.settings, StageConfig) and planned.settings.is_timed
         return {"cpu": machine.cpu_model()} if is_timed else {}
 
     def shared(self) -> dict[str, str]:

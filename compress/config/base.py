@@ -65,3 +65,8 @@ class StageConfig(Config):
 
     takes: ClassVar[tuple[str, ...]] = ("float",)
     gives: ClassVar[str] = "float"
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether times decide what comes of the stage, which then belongs to the CPU that it was made on."""
+        return False

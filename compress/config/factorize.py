@@ -70,6 +70,11 @@ class FactorizeConfig(SurgeryConfig):
     batchnorm_samples: BatchNormSamples = 512
     recovery: RecoveryConfig | None = Field(default=None, description="Optional training afterwards.")
 
+    @property
+    def is_timed(self) -> bool:
+        """Where splits must be faster to be kept."""
+        return self.faster_by > 0
+
     @model_validator(mode="after")
     def _all_is_read(self) -> Self:
         usual = type(self).model_fields

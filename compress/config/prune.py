@@ -14,7 +14,6 @@ Criterion: TypeAlias = Literal["l1", "l2", "fpgm", "lamp", "bn_scale", "taylor",
 Reduction: TypeAlias = Literal["sum", "mean", "max", "product"]
 Ranking: TypeAlias = Literal["local", "global", "isomorphic", "sensitivity"]
 Normalization: TypeAlias = Literal["none", "mean", "max", "sum", "standardize"]
-_FASTER_BY = 0.02
 
 
 class PruneTarget(SurgeryTarget):
@@ -178,12 +177,9 @@ class PruneConfig(SurgeryConfig):
     )
 
     @property
-    def faster_by(self) -> float:
-        """The fraction of its time by which a larger multiple must be faster, 0 where that is not measured.
-
-        As in `factorize`: where it is not 0, the result belongs to the CPU that it was made on, which the cache goes by.
-        """
-        return _FASTER_BY if self.multiple == "auto" else 0.0
+    def is_timed(self) -> bool:
+        """Where the target is one of latency, or the multiple is found by timing."""
+        return self.target.kind == "latency" or self.multiple == "auto"
 
     @model_validator(mode="after")
     def _all_is_read(self) -> Self:
